@@ -1,0 +1,35 @@
+// Package image gives every disk format one face: random access to the
+// disk's sectors, with its size, its holes, discard and flush.
+//
+// The format of a disk comes from its descriptor or from the user, never from
+// the disk's own bytes: a guest writes those, and could make a raw disk look
+// like a format that names other files of the host.
+package image
+
+import "io"
+
+// Disk is the content of a virtual disk as random-access storage. Offsets and
+// lengths are in bytes. Reads and writes may be unaligned and concurrent; those
+// that lie partly outside the disk fail without changing anything.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+
+	// Size is the size of the disk in bytes.
+	Size() int64
+	// Flush makes every completed write durable.
+	Flush() error
+	// Discard makes length bytes at offset read as zeros and gives their space
+	// back where the storage can.
+	Discard(offset, length int64) error
+	// Extents maps length bytes at offset: which parts hold data and which are
+	// holes, in order and without gaps. What is no hole may still be zero.
+	Extents(offset, length int64) ([]Extent, error)
+}
+
+// Extent is a range of a disk that is either a hole or holds data.
+type Extent struct {
+	Offset, Length int64 // in bytes
+	Hole           bool  // reads as zeros and takes no space
+}
