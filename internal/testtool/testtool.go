@@ -18,7 +18,7 @@ import (
 	"testing"
 )
 
-// packagesTxt is also read by scripts/setup.
+// packagesTxt is also read by scripts/setup.sh.
 //
 //go:embed packages.txt
 var packagesTxt string
@@ -59,7 +59,7 @@ func missing(t testing.TB, name, debianPackage string) {
 		t.Skipf("%s comes with Debian's %s, which exists for %s only", name, debianPackage, arch)
 	}
 	if os.Getenv("VMCRYPT_TEST_REQUIRE_TOOLS") == "1" {
-		t.Fatalf("%s is missing: install Debian's %s (scripts/setup test does)", name, debianPackage)
+		t.Fatalf("%s is missing: install Debian's %s (scripts/setup.sh test does)", name, debianPackage)
 	}
 	t.Skipf("%s is missing: install Debian's %s to run this test", name, debianPackage)
 }

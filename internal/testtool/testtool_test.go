@@ -80,7 +80,7 @@ func TestPackagesTxt(t *testing.T) {
 	seen := map[string]bool{}
 	for _, e := range entries() {
 		if len(e.bring) == 0 {
-			t.Errorf("%s brings nothing, so scripts/setup would never install it", e.name)
+			t.Errorf("%s brings nothing, so scripts/setup.sh would never install it", e.name)
 		}
 		for _, name := range append(e.bring, e.name+" (package)") {
 			if seen[name] {
@@ -101,7 +101,7 @@ func TestSetupScriptReadsTheSameTable(t *testing.T) {
 	if err != nil {
 		t.Skip("bash is missing")
 	}
-	out, err := exec.Command(bash, "../../scripts/setup", "--list", runtime.GOARCH).Output()
+	out, err := exec.Command(bash, "../../scripts/setup.sh", "--list", runtime.GOARCH).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +112,6 @@ func TestSetupScriptReadsTheSameTable(t *testing.T) {
 		}
 	}
 	if got := strings.Join(strings.Fields(string(out)), " "); got != strings.Join(want, " ") {
-		t.Errorf("scripts/setup reads %s, want %s", got, strings.Join(want, " "))
+		t.Errorf("scripts/setup.sh reads %s, want %s", got, strings.Join(want, " "))
 	}
 }

@@ -1,9 +1,9 @@
 #!/bin/bash
 # Installs the Debian packages that the tests and the demo need.
 #
-#   scripts/setup                  every package of internal/testtool/packages.txt
-#   scripts/setup PACKAGE...       these of them only
-#   scripts/setup --list ARCH      print the packages for a Go architecture
+#   scripts/setup.sh                  every package of internal/testtool/packages.txt
+#   scripts/setup.sh PACKAGE...       these of them only
+#   scripts/setup.sh --list ARCH      print the packages for a Go architecture
 #
 # Only packages some of whose programs or files are missing are installed, so a
 # second run needs neither root nor a network.
