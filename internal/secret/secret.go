@@ -36,15 +36,15 @@ const placeholder = "[secret]"
 // same bytes. All methods are safe for concurrent use, but whoever holds the
 // slice of Bytes must be done with it before Destroy.
 type Buffer struct {
-	// Behind a pointer: printers that cannot call the methods of an
-	// unexported field show an address instead of following it.
 	pages *pages
 }
 
 // pages is memory of its own, straight from the kernel.
 type pages struct {
-	mu    sync.Mutex
-	bytes []byte // nil once destroyed
+	mu sync.Mutex
+	// nil once destroyed. Behind a second pointer: fmt cannot call the methods
+	// of an unexported field, and for a verb like %s it follows the first.
+	mem *[]byte
 }
 
 // New gives n zero bytes; n must be at least 1. It fails where the memory cannot
@@ -61,7 +61,7 @@ func New(n int) (*Buffer, error) {
 	if err := protect(mem); err != nil {
 		return nil, errors.Join(err, unmap(mem))
 	}
-	return &Buffer{&pages{bytes: mem}}, nil
+	return &Buffer{&pages{mem: &mem}}, nil
 }
 
 // protect keeps mem out of core dumps, child processes and the swap device.
@@ -125,7 +125,10 @@ func (b *Buffer) peek() []byte {
 	}
 	b.pages.mu.Lock()
 	defer b.pages.mu.Unlock()
-	return b.pages.bytes
+	if b.pages.mem == nil {
+		return nil
+	}
+	return *b.pages.mem
 }
 
 // Equal reports whether b and o hold the same bytes. The time it takes depends
@@ -142,13 +145,13 @@ func (b *Buffer) Destroy() {
 	}
 	b.pages.mu.Lock()
 	defer b.pages.mu.Unlock()
-	if b.pages.bytes == nil {
+	if b.pages.mem == nil {
 		return
 	}
-	Wipe(b.pages.bytes)
+	Wipe(*b.pages.mem)
 	// This fails only for memory that is not a mapping; the bytes are wiped.
-	_ = unmap(b.pages.bytes)
-	b.pages.bytes = nil
+	_ = unmap(*b.pages.mem)
+	b.pages.mem = nil
 }
 
 // Wipe overwrites p with zeros.
