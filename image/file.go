@@ -1,0 +1,133 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+)
+
+// Format says how a disk lies in its file.
+type Format string
+
+const (
+	Raw  Format = "raw"  // the sectors as they are, in a regular file or a block device
+	VMDK Format = "vmdk" // a text descriptor beside one flat extent
+)
+
+// Mode says what an opened disk is for, and so what others may do meanwhile.
+type Mode int
+
+const (
+	ReadOnly  Mode = iota // others may read the disk, nobody may change it
+	ReadWrite             // nobody else may use the disk
+)
+
+var (
+	// ErrInUse is the error for a disk that another process holds in a way
+	// that the wanted mode does not bear.
+	ErrInUse = errors.New("the disk is in use")
+	// ErrFormat is the error for a descriptor or a mark that is damaged or of
+	// a kind that vmcrypt does not know.
+	ErrFormat = errors.New("unsupported or damaged disk format")
+)
+
+var _ Disk = (*File)(nil)
+
+// File is a disk in the file system. It stays locked until it is closed.
+// Its methods may be called concurrently.
+type File struct {
+	file   *os.File // holds the sectors
+	format Format
+	mode   Mode
+	size   int64
+	device bool // a block device: it has no holes and takes no mark
+
+	sync     func() error // file.Sync, or what a test puts in its place
+	flush    sync.Mutex
+	flushErr error // of the first flush that failed
+}
+
+// FormatOf guesses the format of the disk at path from its name alone. The
+// flat extent of a VMDK is raw: it holds what the guest wrote, and must not
+// be taken for a descriptor.
+func FormatOf(path string) Format {
+	name := strings.ToLower(path)
+	if strings.HasSuffix(name, ".vmdk") && !strings.HasSuffix(name, "-flat.vmdk") {
+		return VMDK
+	}
+	return Raw
+}
+
+// Open opens and locks the disk at path, the image itself or, for VMDK, its
+// descriptor. The error is ErrInUse where another process stands in the way,
+// ErrFormat where a descriptor is not understood, and otherwise says what the
+// file system said.
+func Open(path string, format Format, mode Mode) (*File, error) {
+	switch format {
+	case Raw:
+		return openRaw(path, mode, 0)
+	case VMDK:
+		return openVMDK(path, mode)
+	}
+	return nil, fmt.Errorf("%s: %w: %q is not one of raw, vmdk", path, ErrFormat, format)
+}
+
+// Create makes a raw file of size bytes at path, all hole, readable by its
+// owner only, and opens it for writing. What exists is never replaced: then
+// the error is fs.ErrExist.
+func Create(path string, size int64) (*File, error) {
+	if size < 0 {
+		return nil, fmt.Errorf("%s: a disk cannot have %d bytes", path, size)
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	f := newFile(file, ReadWrite)
+	f.size = size
+	err = f.lock()
+	if err == nil {
+		err = file.Truncate(size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return f, nil
+}
+
+func newFile(file *os.File, mode Mode) *File {
+	return &File{file: file, format: Raw, mode: mode, sync: file.Sync}
+}
+
+// Format is the format that the disk was opened with.
+func (f *File) Format() Format { return f.format }
+
+// DataPath is the path of the file that holds the sectors: the image itself,
+// or the extent of a VMDK.
+func (f *File) DataPath() string { return f.file.Name() }
+
+// Size is the size of the disk in bytes.
+func (f *File) Size() int64 { return f.size }
+
+// Close releases the disk and its lock. It does not flush.
+func (f *File) Close() error { return f.file.Close() }
+
+// within reports an error unless length bytes at offset lie on the disk.
+func (f *File) within(offset, length int64) error {
+	if offset < 0 || length < 0 || offset > f.size-length {
+		return fmt.Errorf("%s: %d bytes at offset %d are outside the disk of %d bytes: %w",
+			f.file.Name(), length, offset, f.size, io.ErrUnexpectedEOF)
+	}
+	return nil
+}
+
+// writable reports an error unless length bytes at offset may be changed.
+func (f *File) writable(offset, length int64) error {
+	if f.mode != ReadWrite {
+		return fmt.Errorf("%s: %w: opened for reading only", f.file.Name(), os.ErrPermission)
+	}
+	return f.within(offset, length)
+}
