@@ -1,0 +1,95 @@
+package blockcrypt
+
+import (
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"unsafe"
+)
+
+// Cipher encrypts and decrypts runs of sectors. It is safe for concurrent use,
+// except that Wipe comes after everything else.
+type Cipher struct {
+	engine     engine // nil once wiped
+	sectorSize int
+}
+
+// NewCipher makes a Cipher from a key of KeySize bytes, of which it keeps no
+// copy but its key schedule, for sectors of 512 or 4096 bytes. The halves of the
+// key must differ (NIST SP 800-38E, FIPS 140-3 IG C.I).
+func NewCipher(key []byte, sectorSize int) (*Cipher, error) {
+	return newCipher(preferred(), key, sectorSize)
+}
+
+func newCipher(with implementation, key []byte, sectorSize int) (*Cipher, error) {
+	if len(key) != KeySize {
+		return nil, fmt.Errorf("disk key has %d bytes, want %d", len(key), KeySize)
+	}
+	if subtle.ConstantTimeCompare(key[:KeySize/2], key[KeySize/2:]) == 1 {
+		return nil, errors.New("the two halves of the disk key are equal, which XTS forbids")
+	}
+	if sectorSize != 512 && sectorSize != 4096 {
+		return nil, fmt.Errorf("sector size %d: want 512 or 4096", sectorSize)
+	}
+	engine, err := with.new(key, sectorSize)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", with.name, err)
+	}
+	return &Cipher{engine, sectorSize}, nil
+}
+
+// SectorSize is the size of a sector in bytes, 512 or 4096.
+func (c *Cipher) SectorSize() int { return c.sectorSize }
+
+// Encrypt encrypts the sectors in src, which begin at byte offset of the disk,
+// to dst. Both have the same length, a multiple of the sector size, and are the
+// same memory or do not overlap. Nothing is written if it fails.
+func (c *Cipher) Encrypt(dst, src []byte, offset int64) error {
+	if err := c.check(dst, src, offset); err != nil {
+		return fmt.Errorf("encrypt: %w", err)
+	}
+	c.engine.encrypt(dst, src, uint64(offset/tweakUnit))
+	return nil
+}
+
+// Decrypt is the inverse of Encrypt.
+func (c *Cipher) Decrypt(dst, src []byte, offset int64) error {
+	if err := c.check(dst, src, offset); err != nil {
+		return fmt.Errorf("decrypt: %w", err)
+	}
+	c.engine.decrypt(dst, src, uint64(offset/tweakUnit))
+	return nil
+}
+
+// check finds what is wrong with a call.
+func (c *Cipher) check(dst, src []byte, offset int64) error {
+	switch size := int64(c.sectorSize); {
+	case c.engine == nil:
+		return errors.New("the key is wiped")
+	case len(dst) != len(src):
+		return fmt.Errorf("%d bytes do not fit %d", len(src), len(dst))
+	case int64(len(src))%size != 0 || offset%size != 0:
+		return fmt.Errorf("%d bytes at %d are not whole sectors of %d bytes", len(src), offset, size)
+	case offset < 0 || offset > MaxDiskSize-int64(len(src)):
+		return fmt.Errorf("%d bytes at %d lie outside of 256 TiB", len(src), offset)
+	case overlap(dst, src):
+		return errors.New("source and destination overlap")
+	}
+	return nil
+}
+
+// overlap reports whether a and b, of equal length, share memory without being
+// the same.
+func overlap(a, b []byte) bool {
+	at, bt := uintptr(unsafe.Pointer(unsafe.SliceData(a))), uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+	return at != bt && at < bt+uintptr(len(b)) && bt < at+uintptr(len(a))
+}
+
+// Wipe overwrites the key schedule. Encrypt and Decrypt fail from then on.
+func (c *Cipher) Wipe() {
+	if c.engine == nil {
+		return
+	}
+	c.engine.wipe()
+	c.engine = nil
+}
