@@ -51,6 +51,15 @@ func NeedFile(t testing.TB, path, debianPackage string) string {
 	return path
 }
 
+// Long skips a test that takes many seconds or gigabytes, unless
+// VMCRYPT_TEST_LONG=1 is set, as "make test" does.
+func Long(t testing.TB) {
+	t.Helper()
+	if os.Getenv("VMCRYPT_TEST_LONG") != "1" {
+		t.Skipf("a long test: set VMCRYPT_TEST_LONG=1 to run it")
+	}
+}
+
 // missing ends the test: skipped, or failed where every tool is required.
 func missing(t testing.TB, name, debianPackage string) {
 	t.Helper()

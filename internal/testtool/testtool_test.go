@@ -55,6 +55,17 @@ func TestMissingToolFailsWhereToolsAreRequired(t *testing.T) {
 	}
 }
 
+func TestLong(t *testing.T) {
+	t.Setenv("VMCRYPT_TEST_LONG", "")
+	if got := ending(t, Long); !strings.HasPrefix(got, "skip: ") {
+		t.Errorf("got %q, want a skipped test", got)
+	}
+	t.Setenv("VMCRYPT_TEST_LONG", "1")
+	if got := ending(t, Long); got != "" {
+		t.Errorf("got %q, want the test to go on", got)
+	}
+}
+
 func TestUnlistedNamesFail(t *testing.T) {
 	for name, f := range map[string]func(testing.TB){
 		"tool": func(tb testing.TB) { Need(tb, "no-such-tool") },
