@@ -6,8 +6,8 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +42,12 @@ var mayImport = map[string][]string{
 }
 
 func TestImportDirections(t *testing.T) {
-	imports := ourImports(t)
+	imports := map[string][]string{}
+	for _, f := range goFiles(t) {
+		if !f.test {
+			imports[f.pkg] = append(imports[f.pkg], f.ours()...)
+		}
+	}
 	for pkg, imported := range imports {
 		allowed, known := mayImport[pkg]
 		if !known {
@@ -62,26 +67,97 @@ func TestImportDirections(t *testing.T) {
 	}
 }
 
-// ourImports returns, for each package of the module, those of the module that
-// its files import; files of tests do not count, files of every platform do.
-func ourImports(t *testing.T) map[string][]string {
-	imports := map[string][]string{}
+func TestDependenciesAreDocumented(t *testing.T) {
+	documented := documentedModules(t)
+	used := map[string]bool{}
+	for _, f := range goFiles(t) {
+		for _, i := range f.foreign() {
+			at := slices.IndexFunc(documented, func(m string) bool { return i == m || strings.HasPrefix(i, m+"/") })
+			if at < 0 {
+				t.Errorf("%s imports %s, whose module is not in docs/dependencies.md", f.path, i)
+				continue
+			}
+			used[documented[at]] = true
+		}
+	}
+	for _, m := range documented {
+		if !used[m] {
+			t.Errorf("docs/dependencies.md lists %s, which nothing imports", m)
+		}
+	}
+}
+
+func documentedModules(t *testing.T) []string {
+	text, err := os.ReadFile("docs/dependencies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var modules []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllSubmatch(text, -1) {
+		modules = append(modules, string(row[1]))
+	}
+	return modules
+}
+
+// goFile is a Go file of the module, for whatever platform it is.
+type goFile struct {
+	path, pkg string
+	test      bool
+	imports   []string
+}
+
+// ours returns the packages of this module that the file imports.
+func (f goFile) ours() []string {
+	var ours []string
+	for _, i := range f.imports {
+		if pkg, ok := strings.CutPrefix(i, module+"/"); ok {
+			ours = append(ours, pkg)
+		}
+	}
+	return ours
+}
+
+// foreign returns the packages of other modules that the file imports.
+func (f goFile) foreign() []string {
+	return slices.DeleteFunc(slices.Clone(f.imports), func(i string) bool {
+		host, _, _ := strings.Cut(i, "/")
+		return !strings.Contains(host, ".") || strings.HasPrefix(i, module)
+	})
+}
+
+func goFiles(t *testing.T) []goFile {
+	var files []goFile
 	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir():
 			return skipDir(file)
-		case strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "_test.go"):
-			pkg := path.Dir(filepath.ToSlash(file))
-			imports[pkg] = append(imports[pkg], importsOf(t, file)...)
+		case strings.HasSuffix(file, ".go"):
+			files = append(files, parse(t, file))
 		}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return imports
+	return files
+}
+
+func parse(t *testing.T, file string) goFile {
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := goFile{path: file, pkg: filepath.Dir(file), test: strings.HasSuffix(file, "_test.go")}
+	for _, spec := range parsed.Imports {
+		name, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.imports = append(f.imports, name)
+	}
+	return f
 }
 
 // skipDir skips folders that belong to no package of this module.
@@ -95,22 +171,4 @@ func skipDir(dir string) error {
 		return fs.SkipDir
 	}
 	return nil
-}
-
-func importsOf(t *testing.T, file string) []string {
-	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ours []string
-	for _, spec := range parsed.Imports {
-		name, err := strconv.Unquote(spec.Path.Value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if pkg, ok := strings.CutPrefix(name, module+"/"); ok {
-			ours = append(ours, pkg)
-		}
-	}
-	return ours
 }
