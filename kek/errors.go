@@ -1,0 +1,201 @@
+package kek
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// What can go wrong at a key manager. Anything else it refuses to do wraps none
+// of these.
+var (
+	// ErrUnavailable: no key manager answered as one. None could be reached in
+	// time, none could prove who it is, or what answered does not speak KMIP.
+	ErrUnavailable = errors.New("no key manager answered")
+	// ErrDenied: a key manager answered, and refuses vmcrypt: its certificate
+	// (by a TLS alert or in KMIP) or its access to the key.
+	ErrDenied = errors.New("access denied by the key manager")
+	// ErrNotFound: the key manager knows no such key. Some say the same of a
+	// key that was destroyed.
+	ErrNotFound = errors.New("no such key at the key manager")
+	// ErrDestroyed: the key was destroyed, and what it protects is lost.
+	ErrDestroyed = errors.New("the key has been destroyed at the key manager")
+	// ErrInactive: the key is not active, so nothing may be encrypted with it.
+	ErrInactive = errors.New("the key is not active")
+	// ErrUnsuitable: the object is not an AES-256 key that can be fetched.
+	ErrUnsuitable = errors.New("not an AES-256 key that can be fetched")
+)
+
+// errProtocol: an answer is valid KMIP, but not to what was asked.
+var errProtocol = errors.New("unexpected answer")
+
+// resultReasonObjectDestroyed is of KMIP 2.0, but servers know it in all.
+const resultReasonObjectDestroyed kmip14.ResultReason = 0x36
+
+// reasons says which Err value a server's reason stands for.
+var reasons = map[kmip14.ResultReason]error{
+	kmip14.ResultReasonItemNotFound:                ErrNotFound,
+	kmip14.ResultReasonPermissionDenied:            ErrDenied,
+	kmip14.ResultReasonAuthenticationNotSuccessful: ErrDenied,
+	resultReasonObjectDestroyed:                    ErrDestroyed,
+}
+
+// refusal is an operation that a server says has failed.
+type refusal struct {
+	reason  kmip14.ResultReason
+	message string
+}
+
+func (r *refusal) Error() string {
+	text := "refused"
+	if err := r.Unwrap(); err != nil {
+		text = err.Error()
+	}
+	return fmt.Sprintf("%s (%s %.200q)", text, r.reason, r.message)
+}
+
+func (r *refusal) Unwrap() error { return reasons[r.reason] }
+
+// transportError is a connection that can't be made or has failed.
+type transportError struct{ err error }
+
+func (t *transportError) Error() string {
+	switch {
+	case errors.Is(t.err, os.ErrDeadlineExceeded), errors.Is(t.err, context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.Is(t.err, io.EOF):
+		return "it closed the connection"
+	}
+	return t.err.Error()
+}
+
+func (t *transportError) Unwrap() error { return t.err }
+
+// fault is what went wrong at one server.
+type fault struct {
+	address  string
+	err      error
+	state    ServerState
+	answered bool // by a key manager, be it with a refusal
+	advice   string
+}
+
+// diagnose finds out what an error at a server means and what to do about it.
+func (c *Cluster) diagnose(address string, err error) *fault {
+	f := &fault{address: address, err: err}
+	var transport *transportError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	switch {
+	case refusesClient(err):
+		f.err = fmt.Errorf("%w: %w", ErrDenied, err)
+		f.state, f.answered = StateDenied, true
+		f.advice = c.clientAdvice()
+	case errors.As(err, &certificate):
+		f.state = StateUntrusted
+		f.advice = "check that the address is the name in the key manager's certificate and that ca vouches for it"
+	case errors.As(err, &record), errors.Is(err, kmipwire.ErrMalformed), errors.Is(err, errProtocol):
+		f.state = StateNotKMIP
+		f.advice = "check that the address is that of a KMIP server"
+	case errors.As(err, &transport):
+		f.state = StateUnreachable
+		f.advice = "check that the key manager runs and that the address is right"
+	default:
+		f.state, f.answered = StateDenied, true
+	}
+	return f
+}
+
+func (c *Cluster) clientAdvice() string {
+	if time.Now().After(c.expiry) {
+		return "clientCert expired on " + c.expiry.Format(time.DateOnly) + ": renew it"
+	}
+	return "have the key manager accept clientCert, or configure the one it accepts"
+}
+
+// refusesClient tells whether err is a TLS alert by which servers refuse a
+// client's certificate (RFC 8446, section 6.2).
+func refusesClient(err error) bool {
+	switch alertOf(err) {
+	case "tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate",
+		"tls: expired certificate", "tls: unknown certificate", "tls: unknown certificate authority",
+		"tls: access denied", "tls: certificate required":
+		return true
+	}
+	return false
+}
+
+// alertOf is the TLS alert that the server has sent, or "". Package tls has no
+// type for it.
+func alertOf(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		return op.Err.Error()
+	}
+	return ""
+}
+
+func (f *fault) Error() string {
+	text := printable(f.err.Error())
+	if f.advice != "" {
+		text += ": " + f.advice
+	}
+	return text
+}
+
+func (f *fault) Unwrap() error { return f.err }
+
+// printable replaces control characters, as errors may quote a certificate of
+// whoever has answered.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// explain turns what went wrong at the servers that were tried into the error
+// that the caller gets. When the caller has given up, it is about that alone.
+func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
+	}
+	last := faults[len(faults)-1]
+	if last.answered {
+		return fmt.Errorf("alias %q: key manager %s: %w", c.alias, last.address, last)
+	}
+	return fmt.Errorf("alias %q: %w", c.alias, &unavailable{faults})
+}
+
+// unavailable is the faults of all servers that were tried.
+type unavailable struct{ faults []*fault }
+
+func (u *unavailable) Error() string {
+	var b strings.Builder
+	b.WriteString(ErrUnavailable.Error())
+	for _, f := range u.faults {
+		fmt.Fprintf(&b, "; %s: %s", f.address, f)
+	}
+	return b.String()
+}
+
+func (u *unavailable) Unwrap() []error {
+	errs := []error{ErrUnavailable}
+	for _, f := range u.faults {
+		errs = append(errs, f)
+	}
+	return errs
+}

@@ -1,0 +1,157 @@
+// Package kek fetches key-encryption keys from a cluster of KMIP key managers.
+//
+//	cluster, err := kek.Open("KMSCluster", config, nil)
+//	...
+//	key, err := cluster.Create(ctx)  // a new AES-256 key, active
+//	key, err := cluster.Get(ctx, id) // one that exists
+//	...
+//	defer key.Destroy()
+//	wrapped, err := dek.Wrap(dataKey, key.Material, binding)
+//
+// The cluster and vmcrypt prove who they are by certificates (TLS 1.2 or 1.3).
+// Each call makes its own connection, agrees on a version of KMIP, 1.4 to 1.0,
+// and closes the connection: between calls nothing is held, neither a
+// connection nor a key.
+//
+// Errors wrap one of the Err values, name alias and key manager, and never hold
+// a byte of a key.
+package kek
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// Config says where the key managers of an alias are and how each side proves
+// who it is.
+type Config struct {
+	// Servers are the key managers of the cluster, which replicate each other.
+	// They are tried in this order.
+	Servers []Server `yaml:"servers"`
+	// ClientCert is the path of the certificate that vmcrypt shows to the key
+	// managers: PEM, with intermediate certificates after it.
+	ClientCert string `yaml:"clientCert"`
+	// ClientKey is the path of the private key of ClientCert: PEM, unencrypted,
+	// readable by vmcrypt alone.
+	ClientKey string `yaml:"clientKey"`
+	// CA is the path of the certificates of the authorities that may vouch for
+	// the key managers: PEM. The system's authorities do not count.
+	CA string `yaml:"ca"`
+}
+
+// Server is one key manager.
+type Server struct {
+	// Address is host:port; 5696 is KMIP's usual port. The key manager's
+	// certificate must be for this host, a name or an IP address.
+	Address string `yaml:"address"`
+}
+
+// DialFunc makes a connection to a key manager, TLS not included.
+type DialFunc func(ctx context.Context, address string) (net.Conn, error)
+
+// Cluster is the key managers of one alias. It holds no connection and is safe
+// for concurrent use.
+type Cluster struct {
+	alias       string
+	servers     []Server
+	dial        DialFunc
+	dialTimeout time.Duration
+	timeouts    kmipwire.Timeouts
+	tls         *tls.Config
+	expiry      time.Time // of the client certificate
+}
+
+// Open reads the certificates of config and checks the addresses. It connects
+// to nothing. A nil dial means TCP.
+func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
+	c := &Cluster{
+		alias:       alias,
+		servers:     config.Servers,
+		dial:        dial,
+		dialTimeout: 10 * time.Second,
+		timeouts:    kmipwire.DefaultTimeouts,
+		tls:         kmipwire.TLSConfig(),
+	}
+	if dial == nil {
+		c.dial = dialTCP
+	}
+	for _, step := range []func(Config) error{c.checkServers, c.loadClient, c.loadCA} {
+		if err := step(config); err != nil {
+			return nil, fmt.Errorf("alias %q: %w", alias, err)
+		}
+	}
+	return c, nil
+}
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", address)
+}
+
+func (c *Cluster) checkServers(config Config) error {
+	if len(config.Servers) == 0 {
+		return errors.New("servers: at least one key manager is needed")
+	}
+	for _, s := range config.Servers {
+		host, port, err := net.SplitHostPort(s.Address)
+		if err != nil || host == "" || port == "" {
+			return fmt.Errorf("address %q: want host:port, as in kms.example.com:5696", s.Address)
+		}
+	}
+	return nil
+}
+
+// loadClient makes vmcrypt show its certificate to every server that asks,
+// whatever authorities the server says it knows: if that is not enough, the
+// server's refusal tells more than "no certificate" would.
+func (c *Cluster) loadClient(config Config) error {
+	certPEM, err := readPEM("clientCert", config.ClientCert)
+	if err != nil {
+		return err
+	}
+	keyPEM, err := readPEM("clientKey", config.ClientKey)
+	if err != nil {
+		return err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	clear(keyPEM)
+	if err != nil {
+		return fmt.Errorf("clientCert %s, clientKey %s: %w", config.ClientCert, config.ClientKey, err)
+	}
+	c.expiry = cert.Leaf.NotAfter
+	c.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return &cert, nil
+	}
+	return nil
+}
+
+func (c *Cluster) loadCA(config Config) error {
+	pem, err := readPEM("ca", config.CA)
+	if err != nil {
+		return err
+	}
+	c.tls.RootCAs = x509.NewCertPool()
+	if !c.tls.RootCAs.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("ca %s: no PEM certificate in it", config.CA)
+	}
+	return nil
+}
+
+// readPEM reads the file that the configuration key names.
+func readPEM(key, path string) ([]byte, error) {
+	if path == "" {
+		return nil, fmt.Errorf("%s: a file must be named", key)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return data, nil
+}

@@ -1,0 +1,180 @@
+package kek
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// session is a connection to one key manager that has agreed on a version.
+type session struct {
+	address string
+	conn    *kmipwire.Conn
+	version kmipwire.ProtocolVersion
+}
+
+// run has work done at the first key manager that can be connected to. What
+// fails after that is final: another server is tried only where this one can
+// have done nothing.
+func (c *Cluster) run(ctx context.Context, work func(*session) error) error {
+	s, err := c.connectAny(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.conn.Close()
+	if err := work(s); err != nil {
+		return c.explain(ctx, c.diagnose(s.address, err))
+	}
+	return nil
+}
+
+// connectAny connects to the first key manager that answers.
+func (c *Cluster) connectAny(ctx context.Context) (*session, error) {
+	var faults []*fault
+	for _, server := range c.servers {
+		s, err := c.connect(ctx, server.Address)
+		if err == nil {
+			return s, nil
+		}
+		f := c.diagnose(server.Address, err)
+		faults = append(faults, f)
+		if f.answered || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, c.explain(ctx, faults...)
+}
+
+// connect dials a key manager, completes the TLS handshake and agrees on a
+// version of KMIP.
+func (c *Cluster) connect(ctx context.Context, address string) (*session, error) {
+	raw, err := c.dialOne(ctx, address)
+	if err != nil {
+		return nil, &transportError{err}
+	}
+	s := &session{address: address, conn: kmipwire.NewConn(c.tlsClient(raw, address), c.timeouts)}
+	if err := s.conn.Handshake(ctx); err != nil {
+		s.conn.Close()
+		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
+	}
+	if err := s.negotiate(ctx); err != nil {
+		s.conn.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (c *Cluster) dialOne(ctx context.Context, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.dialTimeout)
+	defer cancel()
+	return c.dial(ctx, address)
+}
+
+// tlsClient puts TLS over raw; the server must prove to be the host of address,
+// which Open has checked.
+func (c *Cluster) tlsClient(raw net.Conn, address string) *tls.Conn {
+	config := c.tls.Clone()
+	config.ServerName, _, _ = net.SplitHostPort(address)
+	return tls.Client(raw, config)
+}
+
+// negotiate picks the newest version that both sides speak. Discover Versions
+// came with KMIP 1.1, so that is the version it is asked in. A server that
+// answers but refuses it is taken to speak only 1.0.
+func (s *session) negotiate(ctx context.Context) error {
+	s.version = kmipwire.ProtocolVersion{ProtocolVersionMajor: 1, ProtocolVersionMinor: 1}
+	offer := kmipwire.DiscoverVersionsRequest{ProtocolVersion: kmipwire.Versions()}
+	var resp kmipwire.DiscoverVersionsResponse
+	err := s.call(ctx, kmip14.OperationDiscoverVersions, offer, &resp)
+	var refusal *refusal
+	switch {
+	case errors.As(err, &refusal) && !errors.Is(err, ErrDenied):
+		s.version = kmipwire.ProtocolVersion{ProtocolVersionMajor: 1}
+		return nil
+	case err != nil:
+		return fmt.Errorf("agree on a version of KMIP: %w", err)
+	}
+	for _, v := range offer.ProtocolVersion {
+		if slices.Contains(resp.ProtocolVersion, v) {
+			s.version = v
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: it speaks no version of KMIP from 1.0 to 1.4", errProtocol)
+}
+
+// call has the server do one operation and decodes the answer into response,
+// which must be of a type without key material.
+func (s *session) call(ctx context.Context, op kmip14.Operation, request, response any) error {
+	_, payload, err := s.exchange(ctx, op, request)
+	if err != nil {
+		return err
+	}
+	return kmipwire.UnmarshalPayload(payload, response)
+}
+
+// exchange sends one operation and returns the message that answers it, for the
+// caller to wipe where it holds a key, and the payload in it.
+func (s *session) exchange(ctx context.Context, op kmip14.Operation, request any) (msg []byte, payload any, err error) {
+	out, err := kmipwire.Marshal(kmipwire.RequestMessage{
+		RequestHeader: kmipwire.RequestHeader{ProtocolVersion: s.version, BatchCount: 1},
+		BatchItem:     []kmipwire.RequestBatchItem{{Operation: op, RequestPayload: request}},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	msg, err = s.roundTrip(ctx, out)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", op, err)
+	}
+	payload, err = answer(msg, op)
+	if err != nil {
+		return msg, nil, fmt.Errorf("%s: %w", op, err)
+	}
+	return msg, payload, nil
+}
+
+// roundTrip sends a message and reads the next. A server that refuses the
+// client's certificate says so in an alert and closes, so that the message may
+// not get through: the alert is read all the same.
+func (s *session) roundTrip(ctx context.Context, out []byte) ([]byte, error) {
+	writeErr := s.conn.Write(ctx, out)
+	msg, err := s.conn.Read(ctx)
+	if err == nil {
+		return msg, nil
+	}
+	if writeErr != nil && alertOf(err) == "" {
+		err = writeErr
+	}
+	return nil, &transportError{err}
+}
+
+// answer decodes msg, and returns its payload if it is the answer to op and
+// says that op was done.
+func answer(msg []byte, op kmip14.Operation) (any, error) {
+	var resp kmipwire.ResponseMessage
+	if err := kmipwire.Unmarshal(msg, &resp); err != nil {
+		return nil, err
+	}
+	if resp.ResponseHeader.BatchCount != 1 || len(resp.BatchItem) != 1 {
+		return nil, fmt.Errorf("%w: %d results for one operation", errProtocol, len(resp.BatchItem))
+	}
+	item := &resp.BatchItem[0]
+	if item.ResultStatus == kmip14.ResultStatusOperationFailed {
+		return nil, &refusal{reason: item.ResultReason, message: item.ResultMessage}
+	}
+	if item.ResultStatus != kmip14.ResultStatusSuccess {
+		return nil, fmt.Errorf("%w: result status %d", errProtocol, item.ResultStatus)
+	}
+	if item.Operation != op {
+		return nil, fmt.Errorf("%w: a result of operation %d", errProtocol, item.Operation)
+	}
+	return item.ResponsePayload, nil
+}
