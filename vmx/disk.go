@@ -1,0 +1,117 @@
+package vmx
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Disk is a virtual disk of a VM.
+type Disk struct {
+	Node     string // controller and unit in lower case, as in "scsi0:0"
+	FileName string // as in the descriptor: absolute, or relative to its folder
+}
+
+var nodePattern = regexp.MustCompile(
+	`^((?:scsi|nvme|sata|ide)(?:0|[1-9][0-9]{0,2}):(?:0|[1-9][0-9]{0,2}))(?:\.(.+))?$`)
+
+// splitNode takes a key in lower case apart: node and what follows its dot. Both
+// are "" for a key of something else.
+func splitNode(key string) (node, rest string) {
+	m := nodePattern.FindStringSubmatch(key)
+	if m == nil {
+		return "", ""
+	}
+	return m[1], m[2]
+}
+
+func isNode(s string) bool {
+	node, rest := splitNode(s)
+	return node != "" && rest == ""
+}
+
+// Disks lists the virtual disks in the order of their file names in the file:
+// the nodes of SCSI, NVMe, SATA and IDE controllers with a fileName that are
+// present and are disks.
+//
+// A node without `present` counts as present. VMware would not show it to the
+// guest, but its file is there, and is not to be left in plain text unnoticed.
+// A node is a disk unless its deviceType is one of VMware's others (CD-ROM,
+// floppy, SCSI pass-through), its file name is empty or one of VMware's
+// placeholders for an empty drive, or there is no deviceType and the file name
+// ends in .iso.
+//
+// It fails with ErrSyntax where one of these values is doubtful: given twice,
+// unreadable, or a `present` other than TRUE or FALSE; and with ErrRecord where
+// a node has a record and no fileName, as in a file that was cut short.
+func (f *File) Disks() ([]Disk, error) {
+	var disks []Disk
+	for i, l := range f.lines {
+		node, rest := splitNode(l.key)
+		switch {
+		case node == "":
+		case rest == "filename":
+			d, ok, err := f.disk(node)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				disks = append(disks, d)
+			}
+		case strings.HasPrefix(rest, recordPrefix) && !f.hasFile(node):
+			key := strings.TrimPrefix(rest, recordPrefix)
+			return nil, f.recordError(node, key, map[string]int{key: i}, noFile)
+		}
+	}
+	return disks, nil
+}
+
+// disk gives the disk at a node that has a fileName, if it is a present disk.
+func (f *File) disk(node string) (Disk, bool, error) {
+	file, err := f.text(node + ".fileName")
+	if err != nil {
+		return Disk{}, false, err
+	}
+	device, err := f.text(node + ".deviceType")
+	if err != nil {
+		return Disk{}, false, err
+	}
+	if !isDisk(lower(device), lower(file)) {
+		return Disk{}, false, nil
+	}
+	present, err := f.present(node)
+	return Disk{Node: node, FileName: file}, present, err
+}
+
+// isDisk tells by type and file name, both in lower case.
+func isDisk(device, file string) bool {
+	switch {
+	case file == "" || file == "auto detect" || file == "emptybackingstring":
+		return false
+	case device == "":
+		return !strings.HasSuffix(file, ".iso")
+	case device == "scsi-passthru": // a tape or a changer; an RDM is scsi-passthru-rdm
+		return false
+	}
+	return !strings.Contains(device, "cdrom") && !strings.Contains(device, "floppy")
+}
+
+func (f *File) present(node string) (bool, error) {
+	key := node + ".present"
+	i, err := f.find(key)
+	if err != nil || i < 0 {
+		return err == nil, err
+	}
+	switch lower(unescape(f.lines[i].value)) {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("line %d: %w: %s is neither TRUE nor FALSE", i+1, ErrSyntax, key)
+}
+
+// hasFile tells whether a node has a fileName, readable or not.
+func (f *File) hasFile(node string) bool {
+	return len(f.index[node+".filename"]) > 0
+}
