@@ -83,6 +83,9 @@ var payloads = []any{
 	&DestroyResponse{"7"},
 }
 
+// fresh is an empty struct of p's type.
+func fresh(p any) any { return reflect.New(reflect.TypeOf(p).Elem()).Interface() }
+
 var date = time.Unix(1700000000, 0).UTC()
 
 func TestPayloadsComeBack(t *testing.T) {
@@ -93,7 +96,7 @@ func TestPayloadsComeBack(t *testing.T) {
 			if err := Unmarshal(msg, &req); err != nil {
 				t.Fatal(err)
 			}
-			got := reflect.New(reflect.TypeOf(p).Elem()).Interface()
+			got := fresh(p)
 			if err := UnmarshalPayload(req.BatchItem[0].RequestPayload, got); err != nil {
 				t.Fatal(err)
 			}

@@ -71,24 +71,37 @@ func (c *Conn) Handshake(ctx context.Context) error {
 // for anything that is no KMIP message, os.ErrDeadlineExceeded when the peer is
 // too slow, and the cause of ctx's end after that.
 func (c *Conn) Read(ctx context.Context) ([]byte, error) {
-	stop := context.AfterFunc(ctx, c.abort)
-	defer stop()
-	msg, err := c.read()
-	if err != nil {
-		return nil, contextError(ctx, err)
-	}
-	return msg, nil
+	var msg []byte
+	err := c.during(ctx, func() (err error) {
+		msg, err = c.read()
+		return err
+	})
+	return msg, err
 }
 
 // Write sends msg. Errors are those of Read.
 func (c *Conn) Write(ctx context.Context, msg []byte) error {
+	return c.during(ctx, func() error {
+		if err := c.conn.SetWriteDeadline(time.Now().Add(c.timeouts.Message)); err != nil {
+			return err
+		}
+		_, err := c.conn.Write(msg)
+		return err
+	})
+}
+
+// during has f fail when ctx ends before it.
+func (c *Conn) during(ctx context.Context, f func() error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	stop := context.AfterFunc(ctx, c.abort)
 	defer stop()
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.timeouts.Message)); err != nil {
-		return contextError(ctx, err)
+	err := f()
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	_, err := c.conn.Write(msg)
-	return contextError(ctx, err)
+	return err
 }
 
 // Close ends the connection.
@@ -102,13 +115,6 @@ func (c *Conn) abort() {
 		return
 	}
 	_ = c.conn.Close()
-}
-
-func contextError(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 func (c *Conn) read() ([]byte, error) {
