@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -115,10 +116,8 @@ func parseEntry(fields []string) entry {
 // packageOf returns the Debian package of a program or file, "" if unknown.
 func packageOf(name string) string {
 	for _, e := range entries() {
-		for _, b := range e.bring {
-			if b == name {
-				return e.name
-			}
+		if slices.Contains(e.bring, name) {
+			return e.name
 		}
 	}
 	return ""
