@@ -1,0 +1,134 @@
+package kek
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+	"github.com/vmcrypt/vmcrypt/internal/pykmip"
+)
+
+// TestPyKMIP runs against a key manager that is not ours.
+func TestPyKMIP(t *testing.T) {
+	server := pykmip.Start(t)
+	c := open(t, server.PKI, server.Address)
+
+	t.Run("status", func(t *testing.T) {
+		s := c.Status(t.Context())
+		if len(s) != 1 || s[0].State != StateOK || s[0].Version != "1.4" || s[0].Err != nil {
+			t.Errorf("got %+v", s)
+		}
+	})
+	t.Run("create and get", func(t *testing.T) {
+		created, err := c.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer created.Destroy()
+		got, err := c.Get(t.Context(), created.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer got.Destroy()
+		if !got.Material.Equal(created.Material) || got.Material.Len() != keySize || got.State != Active {
+			t.Errorf("the key that comes back is not the one made: %+v", got)
+		}
+	})
+	for _, version := range kmipwire.Versions() {
+		t.Run("KMIP "+version.String(), func(t *testing.T) { testVersion(t, c, server.Address, version) })
+	}
+	t.Run("life of a key", func(t *testing.T) { testLife(t, c, server.Address) })
+	t.Run("unknown key", func(t *testing.T) {
+		if _, err := c.Get(t.Context(), "4711"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("got %v, want ErrNotFound", err)
+		}
+	})
+	t.Run("stranger's certificate", func(t *testing.T) {
+		stranger := pykmip.NewPKI(t)
+		stranger.CA = server.CA
+		_, err := open(t, stranger, server.Address).Create(t.Context())
+		if !errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v, want ErrDenied", err)
+		}
+	})
+	t.Run("server's certificate as client's", func(t *testing.T) {
+		wrong := server.PKI
+		wrong.ClientCert, wrong.ClientKey = wrong.ServerCert, wrong.ServerKey
+		if _, err := open(t, wrong, server.Address).Create(t.Context()); !errors.Is(err, ErrDenied) {
+			t.Errorf("got %v, want ErrDenied", err)
+		}
+	})
+}
+
+// testVersion has a session speak an older version than it has agreed on.
+func testVersion(t *testing.T, c *Cluster, address string, version kmipwire.ProtocolVersion) {
+	s, err := c.connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.conn.Close()
+	s.version = version
+	id, err := s.create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := s.get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Destroy()
+	if err := key.Usable(); err != nil {
+		t.Error(err)
+	}
+}
+
+func testLife(t *testing.T, c *Cluster, address string) {
+	key, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.Destroy()
+	s, err := c.connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.conn.Close()
+	revoke := kmipwire.RevokeRequest{
+		UniqueIdentifier: key.ID,
+		RevocationReason: kmipwire.RevocationReason{RevocationReasonCode: kmip14.RevocationReasonCodeCessationOfOperation},
+	}
+	if err := s.call(t.Context(), kmip14.OperationRevoke, revoke, new(kmipwire.RevokeResponse)); err != nil {
+		t.Fatal(err)
+	}
+	old, err := c.Get(t.Context(), key.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Destroy()
+	if old.State != Deactivated || !errors.Is(old.Usable(), ErrInactive) {
+		t.Errorf("a revoked key is %s and usable: %v", old.State, old.Usable())
+	}
+	destroy := kmipwire.DestroyRequest{UniqueIdentifier: key.ID}
+	if err := s.call(t.Context(), kmip14.OperationDestroy, destroy, new(kmipwire.DestroyResponse)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Get(t.Context(), key.ID); !errors.Is(err, ErrNotFound) { // PyKMIP forgets it
+		t.Errorf("a destroyed key: %v, want ErrNotFound", err)
+	}
+}
+
+// open opens a cluster of the key managers at addresses.
+func open(t *testing.T, pki pykmip.PKI, addresses ...string) *Cluster {
+	t.Helper()
+	config := Config{ClientCert: pki.ClientCert, ClientKey: pki.ClientKey, CA: pki.CA}
+	for _, a := range addresses {
+		config.Servers = append(config.Servers, Server{Address: a})
+	}
+	c, err := Open("test", config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
