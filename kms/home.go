@@ -1,0 +1,294 @@
+package kms
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/vmcrypt/vmcrypt/internal/durable"
+	"github.com/vmcrypt/vmcrypt/internal/secret"
+)
+
+// The errors that callers tell apart.
+var (
+	// ErrExists: Init and Restore found something where they would write.
+	ErrExists = errors.New("a key manager, or a part of one, exists already")
+	// ErrMissing: there is no key manager in the home.
+	ErrMissing = errors.New("no key manager here")
+	// ErrBusy: another process has held the store for longer than we wait.
+	ErrBusy = errors.New("the key manager's store is in use")
+	// ErrRootKey: the store was sealed under another root key.
+	ErrRootKey = errors.New("wrong root key")
+	// ErrDamaged: a store or a backup is not what was written.
+	ErrDamaged = errors.New("damaged")
+	// ErrVersion: a store or a backup of a format this version does not know.
+	ErrVersion = errors.New("unknown format version")
+	// ErrPassphrase: the backup was encrypted under another passphrase.
+	ErrPassphrase = errors.New("wrong passphrase")
+)
+
+// Home is where a key manager lives. Dir may lie in ConfigDir, but not be it.
+// All folders made are accessible to their owner only (0700, files 0600).
+type Home struct {
+	// ConfigDir holds config.yaml and what the client needs: client.pem,
+	// client.key, ca.pem.
+	ConfigDir string
+	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
+	// last-backup and, while Serve runs, control.sock. Nothing else may.
+	Dir string
+}
+
+const (
+	storeFile      = "store.db"
+	rootKeyFile    = "root.key"
+	lastBackupFile = "last-backup"
+	configFile     = "config.yaml"
+
+	maxSmallFile = 1 << 20 // bytes, of every file but the store
+)
+
+// The files of a home, the store excepted, by their names in a backup: those
+// in ConfigDir begin with "config/", those in Dir with "kms/".
+var homeFiles = []string{
+	"kms/root.key", "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
+	"config/ca.pem", "config/client.pem", "config/client.key", "config/config.yaml",
+}
+
+// contents holds the files of a home by those names.
+type contents map[string][]byte
+
+func (c contents) wipe() {
+	for _, b := range c {
+		secret.Wipe(b)
+	}
+}
+
+// Exists tells whether the home holds a key manager, or what is left of one.
+func (h Home) Exists() bool {
+	return exists(h.path(storeFile)) || exists(h.path(rootKeyFile))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// path gives the place of a file in Dir.
+func (h Home) path(name string) string { return filepath.Join(h.Dir, name) }
+
+// place gives the place of one of homeFiles.
+func (h Home) place(name string) string {
+	dir, file := filepath.Split(name)
+	if dir == "config/" {
+		return filepath.Join(h.ConfigDir, file)
+	}
+	return h.path(file)
+}
+
+// Init makes a key manager: an empty store, its root key, a certificate
+// authority with a server and a client certificate, and configYAML as
+// config.yaml. It fails with ErrExists, having changed nothing, if any of
+// these files is there. Nothing else ever makes a key manager, save Restore.
+//
+// The home appears whole or not at all, config.yaml last. Only a crash while
+// the files are being published can leave a part of it, which the next Init
+// refuses.
+func (h Home) Init(configYAML []byte) error {
+	root, err := secret.Random(rootKeySize)
+	if err != nil {
+		return err
+	}
+	defer root.Destroy()
+	files, err := issueCertificates()
+	if err != nil {
+		return err
+	}
+	defer files.wipe()
+	files["kms/root.key"] = formatRootKey(root)
+	files["config/config.yaml"] = configYAML
+	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root) })
+}
+
+// install puts files, and the store that makeStore adds to them, into an empty
+// home.
+func (h Home) install(files contents, makeStore func(staged Home) error) error {
+	if err := h.refuseExisting(); err != nil {
+		return err
+	}
+	tmp, err := h.stage(files, makeStore)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	if err := makeFolder(h.ConfigDir); err != nil {
+		return err
+	}
+	if err := publishFolder(tmp, h.Dir); err != nil {
+		return err
+	}
+	if err := h.publishConfig(files); err != nil {
+		return errors.Join(err, os.RemoveAll(h.Dir))
+	}
+	return nil
+}
+
+// refuseExisting names the first file in the way. An empty Dir is not.
+func (h Home) refuseExisting() error {
+	if filepath.Clean(h.ConfigDir) == filepath.Clean(h.Dir) {
+		return fmt.Errorf("%s: configuration and key manager need a folder each", h.Dir)
+	}
+	for _, name := range homeFiles {
+		if path := h.place(name); exists(path) {
+			return refused(path)
+		}
+	}
+	entries, err := os.ReadDir(h.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if len(entries) > 0 {
+		return refused(h.path(entries[0].Name()))
+	}
+	return nil
+}
+
+func refused(path string) error {
+	return fmt.Errorf("%s: %w: move it away if you are sure that no disk depends on it", path, ErrExists)
+}
+
+// stage builds Dir as a temporary folder beside it.
+func (h Home) stage(files contents, makeStore func(staged Home) error) (tmp string, err error) {
+	if err := makeFolder(filepath.Dir(filepath.Clean(h.Dir))); err != nil {
+		return "", err
+	}
+	tmp, err = durable.MkdirTemp(filepath.Clean(h.Dir), 0o700)
+	if err != nil {
+		return "", err
+	}
+	staged := Home{Dir: tmp}
+	if err := staged.fill(files, makeStore); err != nil {
+		return "", errors.Join(err, os.RemoveAll(tmp))
+	}
+	return tmp, nil
+}
+
+func (h Home) fill(files contents, makeStore func(staged Home) error) error {
+	for name, data := range files {
+		if filepath.Dir(name) != "kms" {
+			continue
+		}
+		if err := os.WriteFile(h.place(name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return makeStore(h)
+}
+
+// makeFolder makes a folder that is not there, and its parents, durably.
+func makeFolder(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(filepath.Clean(dir)))
+}
+
+// publishFolder moves tmp to dir, which may be there if it is empty.
+func publishFolder(tmp, dir string) error {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err := durable.Publish(tmp, filepath.Clean(dir))
+	if errors.Is(err, fs.ErrExist) {
+		return refused(dir)
+	}
+	return err
+}
+
+// publishConfig writes the files of ConfigDir in the order of homeFiles, and
+// takes back what it wrote if one of them fails.
+func (h Home) publishConfig(files contents) (err error) {
+	var done []string
+	defer func() {
+		if err != nil {
+			removeAll(done)
+		}
+	}()
+	for _, name := range homeFiles {
+		if filepath.Dir(name) != "config" {
+			continue
+		}
+		if err := writeNew(h.place(name), files[name]); err != nil {
+			return err
+		}
+		done = append(done, h.place(name))
+	}
+	return nil
+}
+
+func removeAll(paths []string) {
+	for _, path := range paths {
+		os.Remove(path)
+	}
+}
+
+// writeNew writes a file that must not be there, durably.
+func writeNew(path string, data []byte) error {
+	p, err := durable.Create(path, 0o600)
+	if err != nil {
+		return err
+	}
+	defer p.Abort()
+	if _, err := p.Write(data); err != nil {
+		return err
+	}
+	err = p.Publish()
+	if errors.Is(err, fs.ErrExist) {
+		return refused(path)
+	}
+	return err
+}
+
+// read loads the files of the home; they hold keys and must be wiped.
+func (h Home) read() (_ contents, err error) {
+	files := contents{}
+	defer func() {
+		if err != nil {
+			files.wipe()
+		}
+	}()
+	for _, name := range homeFiles {
+		if files[name], err = readSmall(h.place(name)); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+// readSmall reads a regular file of at most maxSmallFile bytes into memory
+// that holds the only copy.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSmallFile {
+		return nil, fmt.Errorf("%s: not a file of at most %d bytes", path, maxSmallFile)
+	}
+	data := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, data); err != nil {
+		secret.Wipe(data)
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return data, nil
+}

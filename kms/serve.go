@@ -1,0 +1,93 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// How long to wait for others to close the store, and how often to look.
+const (
+	storeWait = 10 * time.Second
+	storePoll = 100 * time.Millisecond
+)
+
+// Serve runs the key manager on a TCP address until ctx ends, calling ready
+// with the address it listens on. It fails with ErrBusy if another process
+// serves this home, and otherwise waits for those that use the store in
+// passing. Requests that have arrived when ctx ends are answered, and Serve
+// returns nil.
+func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (err error) {
+	s, err := h.openToServe(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if _, err := s.count(); err != nil {
+		return err
+	}
+	config, err := h.serverTLS()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	c, err := h.startControl(s, l.Addr())
+	if err != nil {
+		return err
+	}
+	defer c.stop()
+	// Whoever asks from now on waits for the store instead.
+	defer context.AfterFunc(ctx, c.stop)()
+	ready(l.Addr())
+	(&server{engine: newEngine(s), tls: config, timeouts: serverTimeouts}).serve(ctx, l)
+	return nil
+}
+
+func (h Home) openToServe(ctx context.Context) (*store, error) {
+	s, running, err := h.access(ctx, forWriting)
+	if err != nil {
+		return nil, err
+	}
+	if running != nil {
+		return nil, fmt.Errorf("%s: %w: it is served at %s", h.Dir, ErrBusy, running.Address)
+	}
+	return s, nil
+}
+
+// access finds the way to the store: the server that runs, or else the store
+// itself, opened when everybody else is done with it.
+func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, storeWait, fmt.Errorf("waited %v", storeWait))
+	defer cancel()
+	for {
+		if running, err := h.status(ctx); err == nil {
+			return nil, running, nil
+		}
+		s, err := h.open(mode, storePoll)
+		if !errors.Is(err, ErrBusy) {
+			return s, nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, nil, fmt.Errorf("%w: %w", err, context.Cause(ctx))
+		}
+	}
+}
+
+// open opens the store under the home's root key.
+func (h Home) open(mode openMode, wait time.Duration) (*store, error) {
+	if !h.Exists() {
+		return nil, fmt.Errorf("%s: %w", h.Dir, ErrMissing)
+	}
+	root, err := h.rootKey()
+	if err != nil {
+		return nil, err
+	}
+	defer root.Destroy()
+	return openStore(h.path(storeFile), root, mode, wait)
+}
