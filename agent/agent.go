@@ -1,0 +1,48 @@
+// Package agent holds vmcrypt's workflows: encrypt, decrypt, status and the look
+// inside an encrypted disk. They are written once, here, for the command line
+// and the daemon alike, and hold facts only; advice to people is the caller's.
+//
+// A workflow starts from a Target, which Open finds from a descriptor or a disk
+// image, and runs on a Host, which knows the key managers:
+//
+//	t, err := agent.Open("web01.vmx", "")
+//	if err != nil {
+//		return err
+//	}
+//	_, err = host.Encrypt(ctx, t, agent.EncryptOptions{Output: "/srv/encrypted/web01"})
+package agent
+
+import (
+	"errors"
+
+	"github.com/vmcrypt/vmcrypt/kek"
+)
+
+// The errors that callers tell apart, besides those of kek, dek, vmx and image.
+var (
+	// ErrState: the disk is encrypted already, or is not.
+	ErrState = errors.New("wrong state for this operation")
+	// ErrNode: the descriptor has no disk at the named node.
+	ErrNode = errors.New("no such disk")
+	// ErrAlias: no key manager is configured under the alias.
+	ErrAlias = errors.New("unknown KMS alias")
+	// ErrDescriptor: the descriptor is missing, or does not fit the disk.
+	ErrDescriptor = errors.New("descriptor unusable")
+	// ErrOutput: the output can't be what was asked for.
+	ErrOutput = errors.New("unusable output")
+)
+
+// Host is what the workflows need of the machine they run on.
+type Host struct {
+	// Cluster opens the key managers of an alias; ErrAlias if there are none.
+	Cluster func(alias string) (*kek.Cluster, error)
+	// Report, if set, hears how far long work has come. It is called from several
+	// goroutines, one at a time.
+	Report func(Progress)
+}
+
+// Progress is how far a conversion has come, in bytes.
+type Progress struct {
+	Node        string // the disk being worked on
+	Done, Total int64  // over all disks of the run
+}

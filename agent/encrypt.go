@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/dek"
+	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/vmx"
+)
+
+// EncryptOptions says how disks are encrypted. None of the fields but Disks and
+// KEKID may be empty.
+type EncryptOptions struct {
+	Output     string   // a new folder for a VM, a new file for an image
+	Disks      []string // nodes; none means all
+	Alias      string   // the key managers
+	KEKID      string   // the KEK; none means a new one
+	SectorSize int      // of the cipher, in bytes: 512 or 4096
+	Holes      blockcrypt.HolePolicy
+}
+
+// Encrypt writes an encrypted copy of the target: a VM with its disks encrypted,
+// its descriptor completed and its other files, or a disk image with its
+// descriptor. All disks of the run share one KEK. It returns the status of the
+// result. After an error the output does not exist.
+func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*Status, error) {
+	disks, err := t.selectDisks(opts.Disks, false)
+	if err != nil {
+		return nil, err
+	}
+	out, err := newOutput(t, opts.Output)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := plainJobs(disks, opts.SectorSize)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(jobs)
+	keys := newKeyring(h)
+	defer keys.wipe()
+	if err := makeRecords(ctx, keys, out, jobs, opts); err != nil {
+		return nil, err
+	}
+	return h.produce(ctx, t, out, func() ([]job, error) {
+		return jobs, sealJobs(ctx, keys, out, jobs)
+	})
+}
+
+// plainJobs opens the disks to be encrypted, and refuses those that can't be
+// before a key is made for them.
+func plainJobs(disks []Disk, sectorSize int) (jobs []job, err error) {
+	for _, d := range disks {
+		f, err := openPlain(d)
+		if err != nil {
+			closeAll(jobs)
+			return nil, err
+		}
+		jobs = append(jobs, job{disk: d, file: f, src: f})
+		if err := blockcrypt.CheckSize(f.Size(), sectorSize); err != nil {
+			closeAll(jobs)
+			return nil, fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
+		}
+	}
+	return jobs, nil
+}
+
+// makeRecords gives every job a DEK of its own, wrapped in the output's
+// descriptor.
+func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, opts EncryptOptions) error {
+	wrapper, err := keys.forWrapping(ctx, opts.Alias, opts.KEKID)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		rec := &vmx.Record{
+			State:      StateEncrypted,
+			DiskUUID:   uuid.New(),
+			Size:       j.file.Size(),
+			Cipher:     vmx.CipherXTS,
+			SectorSize: opts.SectorSize,
+			Holes:      string(opts.Holes),
+		}
+		key, err := dek.New()
+		if err != nil {
+			return err
+		}
+		err = seal(rec, key, opts.Alias, wrapper)
+		key.Destroy()
+		if err != nil {
+			return err
+		}
+		if err := out.file.SetRecord(j.disk.Node, rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sealJobs takes each record from the descriptor as it lies on disk: the DEK that
+// encrypts the first sector is one that is durable and opens again.
+func sealJobs(ctx context.Context, keys *keyring, out *output, jobs []job) error {
+	path := out.in(out.descriptor)
+	written, err := vmx.Read(path)
+	if err != nil {
+		return err
+	}
+	for i := range jobs {
+		d := jobs[i].disk
+		if d.Record, err = written.Record(d.Node); err != nil {
+			return fmt.Errorf("read back %s: %w", path, err)
+		}
+		jobs[i].seal = sealing(ctx, keys, d)
+	}
+	return nil
+}
+
+// sealing marks a new file as the record's disk and encrypts what is written to
+// it.
+func sealing(ctx context.Context, keys *keyring, d Disk) func(*image.File) (image.Disk, error) {
+	return func(f *image.File) (image.Disk, error) {
+		key, err := keys.unwrap(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("unwrap what was just wrapped: %w", err)
+		}
+		defer key.Destroy()
+		if err := f.SetDiskUUID(d.Record.DiskUUID.String()); err != nil {
+			return nil, err
+		}
+		return decrypted(f, key, d.Record)
+	}
+}

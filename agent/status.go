@@ -1,0 +1,73 @@
+package agent
+
+import "github.com/vmcrypt/vmcrypt/image"
+
+// The states of a disk.
+const (
+	StatePlain     = "plain"
+	StateEncrypted = "encrypted"
+)
+
+// Status is what is known of a target without asking a key manager.
+type Status struct {
+	Descriptor string       `json:"descriptor"` // empty where there is none
+	Disks      []DiskStatus `json:"disks"`
+}
+
+// DiskStatus is what is known of a disk without its key. The fields from
+// DiskUUID on are those of an encrypted disk.
+type DiskStatus struct {
+	Node       string            `json:"node"`
+	File       string            `json:"file"`
+	Format     image.Format      `json:"format"`
+	SizeBytes  int64             `json:"sizeBytes"`
+	State      string            `json:"state"`
+	DiskUUID   string            `json:"diskUUID,omitempty"`
+	Cipher     string            `json:"cipher,omitempty"`
+	SectorSize int               `json:"sectorSize,omitempty"`
+	Holes      string            `json:"holes,omitempty"`
+	Recipients []RecipientStatus `json:"recipients,omitempty"`
+}
+
+// RecipientStatus names one key that opens a disk.
+type RecipientStatus struct {
+	Alias string `json:"alias"`
+	KEKID string `json:"kekID"`
+}
+
+// Status describes the target's disks at the given nodes, or all of them.
+func (t *Target) Status(nodes []string) (*Status, error) {
+	s := &Status{Disks: []DiskStatus{}}
+	if t.file != nil {
+		s.Descriptor = t.Descriptor
+	}
+	disks, err := t.atNodes(nodes)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range disks {
+		ds, err := d.status()
+		if err != nil {
+			return nil, err
+		}
+		s.Disks = append(s.Disks, ds)
+	}
+	return s, nil
+}
+
+func (d Disk) status() (DiskStatus, error) {
+	s := DiskStatus{Node: d.Node, File: d.Path, Format: d.Format, State: StatePlain}
+	size, err := image.Size(d.Path, d.Format)
+	if err != nil {
+		return s, err
+	}
+	s.SizeBytes = size
+	if r := d.Record; r != nil {
+		s.State, s.DiskUUID, s.Cipher = r.State, r.DiskUUID.String(), r.Cipher
+		s.SectorSize, s.Holes = r.SectorSize, r.Holes
+		for _, to := range r.Recipients {
+			s.Recipients = append(s.Recipients, RecipientStatus{Alias: to.Alias, KEKID: to.KEKID})
+		}
+	}
+	return s, nil
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// command completes a subcommand with what all of them share.
+func command(c cli.Command) *cli.Command {
+	c.Flags = append(c.Flags,
+		&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", TakesFile: true},
+		&cli.BoolFlag{Name: "json", Usage: "write JSON for programs"})
+	c.OnUsageError = onUsageError
+	c.HideHelpCommand = true
+	return &c
+}
+
+// nArgs returns the arguments of a command, if there are between least and most
+// of them.
+func nArgs(c *cli.Context, least, most int) ([]string, error) {
+	n := c.NArg()
+	if n < least || n > most {
+		return nil, usageError{fmt.Errorf("%s takes %s; see \"%s --help\"",
+			c.Command.HelpName, c.Command.ArgsUsage, c.Command.HelpName)}
+	}
+	for _, arg := range c.Args().Slice() {
+		if arg == "" {
+			return nil, usageError{fmt.Errorf("%s: an argument is empty", c.Command.HelpName)}
+		}
+	}
+	return c.Args().Slice(), nil
+}
+
+// reorder moves the flags of a command line before its other arguments, since the
+// library takes them only there. What follows "--" stays as it is.
+func reorder(app *cli.App, args []string) []string {
+	if len(args) == 0 {
+		return args
+	}
+	r := reordering{commands: app.Commands}
+	rest := args[1:]
+	for len(rest) > 0 {
+		rest = r.take(rest)
+	}
+	out := append([]string{args[0]}, r.path...)
+	out = append(out, r.flags...)
+	if len(r.operands) > 0 {
+		out = append(append(out, "--"), r.operands...)
+	}
+	return out
+}
+
+type reordering struct {
+	commands []*cli.Command // that the next word may name
+	command  *cli.Command   // named so far
+	path     []string       // the names of the commands
+	flags    []string
+	operands []string
+}
+
+// take sorts in the first of the words, and the value that belongs to it, and
+// returns the others.
+func (r *reordering) take(words []string) []string {
+	word, rest := words[0], words[1:]
+	switch {
+	case word == "--":
+		r.operands = append(r.operands, rest...)
+		return nil
+	case len(word) > 1 && word[0] == '-':
+		r.flags = append(r.flags, word)
+		if r.takesValue(word) && len(rest) > 0 {
+			r.flags = append(r.flags, rest[0])
+			return rest[1:]
+		}
+	case len(r.operands) == 0 && r.descend(word):
+		r.path = append(r.path, word)
+	default:
+		r.operands = append(r.operands, word)
+	}
+	return rest
+}
+
+func (r *reordering) descend(word string) bool {
+	i := slices.IndexFunc(r.commands, func(c *cli.Command) bool { return c.HasName(word) })
+	if i < 0 {
+		return false
+	}
+	r.command, r.commands = r.commands[i], r.commands[i].Subcommands
+	return true
+}
+
+// takesValue says whether the word after a flag is its value. Flags before the
+// command's name are those that all commands share.
+func (r *reordering) takesValue(word string) bool {
+	name := strings.TrimLeft(word, "-")
+	if strings.Contains(name, "=") {
+		return false
+	}
+	if r.command == nil {
+		return name == "config"
+	}
+	for _, f := range r.command.Flags {
+		if slices.Contains(f.Names(), name) {
+			_, isBool := f.(*cli.BoolFlag)
+			return !isBool
+		}
+	}
+	return name == "config"
+}
+
+func wantsJSON(args []string) bool {
+	return slices.Contains(args, "--json") || slices.Contains(args, "-json") || slices.Contains(args, "--json=true")
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/image"
+)
+
+func encryptCommand() *cli.Command {
+	return command(cli.Command{
+		Name:      "encrypt",
+		Usage:     "write an encrypted copy of a VM or a disk image",
+		ArgsUsage: "TARGET --output PATH",
+		Description: "Every disk gets a data key of its own, wrapped under a key of the key manager: a new one\n" +
+			"for each run, unless --kek names one. PATH is a new folder for a .vmx and a new file for a\n" +
+			"disk image, whose descriptor comes beside it as PATH.vmx.",
+		Flags: append(outputFlags(),
+			&cli.StringFlag{Name: "kms", Usage: "encrypt under a key of `ALIAS` (default: defaultAlias of the configuration)"},
+			&cli.StringFlag{Name: "kek", Usage: "encrypt under the existing key `ID`"},
+			&cli.IntFlag{Name: "sector-size", Value: 512, Usage: "`BYTES` of a crypto sector: 512 or 4096"},
+			&cli.StringFlag{Name: "holes", Value: string(blockcrypt.Preserve),
+				Usage: "`POLICY` for holes: preserve keeps a thin disk thin, fill writes ciphertext everywhere"}),
+		Action: encrypt,
+	})
+}
+
+// outputFlags are those of the commands that convert a target.
+func outputFlags() []cli.Flag {
+	return append(targetFlags(),
+		&cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`, such as scsi0:0; may be repeated"},
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to the new `PATH`", TakesFile: true})
+}
+
+func targetFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "format", Usage: "`FORMAT` of a disk image: raw or vmdk (default: by its name)"},
+	}
+}
+
+func encrypt(c *cli.Context) error {
+	opts, err := encryptOptions(c)
+	if err != nil {
+		return err
+	}
+	t, err := convertTarget(c)
+	if err != nil {
+		return err
+	}
+	e, err := newEnvironment(c)
+	if err != nil {
+		return err
+	}
+	if opts.Alias, err = e.alias(c); err != nil {
+		return err
+	}
+	if err := showResult(c, e, "encrypt", func(h *agent.Host) (*agent.Status, error) {
+		return h.Encrypt(c.Context, t, opts)
+	}); err != nil {
+		return err
+	}
+	return remindOfBackup(c, e, opts.Alias)
+}
+
+func encryptOptions(c *cli.Context) (agent.EncryptOptions, error) {
+	o := agent.EncryptOptions{
+		Output:     c.String("output"),
+		Disks:      c.StringSlice("disk"),
+		KEKID:      c.String("kek"),
+		SectorSize: c.Int("sector-size"),
+		Holes:      blockcrypt.HolePolicy(c.String("holes")),
+	}
+	if o.SectorSize != 512 && o.SectorSize != 4096 {
+		return o, usageError{fmt.Errorf("--sector-size is 512 or 4096, not %d", o.SectorSize)}
+	}
+	if o.Holes != blockcrypt.Preserve && o.Holes != blockcrypt.Fill {
+		return o, usageError{fmt.Errorf("--holes is preserve or fill, not %q", string(o.Holes))}
+	}
+	return o, nil
+}
+
+// convertTarget opens the one target of a conversion that has an output.
+func convertTarget(c *cli.Context) (*agent.Target, error) {
+	args, err := nArgs(c, 1, 1)
+	if err != nil {
+		return nil, err
+	}
+	if c.String("output") == "" {
+		return nil, usageError{fmt.Errorf("%s: conversion in place is not there yet: name a new place with --output PATH", c.Command.HelpName)}
+	}
+	return openTarget(c, args[0])
+}
+
+func openTarget(c *cli.Context, path string) (*agent.Target, error) {
+	format := image.Format(c.String("format"))
+	switch format {
+	case "", image.Raw, image.VMDK:
+		return agent.Open(path, format)
+	}
+	return nil, usageError{fmt.Errorf("--format is raw or vmdk, not %q", string(format))}
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/kek"
+	"github.com/vmcrypt/vmcrypt/kms"
+)
+
+// environment is what a command runs in: the configuration and the local key
+// manager.
+type environment struct {
+	config *config.Config
+	home   kms.Home
+}
+
+func newEnvironment(c *cli.Context) (*environment, error) {
+	home, file, err := locate(c)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := config.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	return &environment{config: cfg, home: home}, nil
+}
+
+// locate finds the key manager's home and the configuration file.
+func locate(c *cli.Context) (kms.Home, string, error) {
+	p, err := config.Locate(c.String("config"))
+	if err != nil {
+		return kms.Home{}, "", err
+	}
+	return kms.Home{ConfigDir: filepath.Dir(p.File), Dir: filepath.Join(p.State, "kms")}, p.File, nil
+}
+
+// host is the agent's view of this machine.
+func (e *environment) host() *agent.Host {
+	return &agent.Host{Cluster: e.cluster}
+}
+
+// cluster opens the key managers of an alias. The local one needs no server: it
+// is served in-process where none runs.
+func (e *environment) cluster(alias string) (*kek.Cluster, error) {
+	cfg, ok := e.config.Alias(alias)
+	if !ok {
+		return nil, fmt.Errorf("%w %q: the configuration has only %s",
+			agent.ErrAlias, alias, strings.Join(e.config.AliasNames(), ", "))
+	}
+	if e.isLocal(alias) {
+		return kek.Open(alias, cfg, e.home.Dial)
+	}
+	return kek.Open(alias, cfg, nil)
+}
+
+func (e *environment) isLocal(alias string) bool {
+	return alias == config.LocalAlias && e.home.Exists()
+}
+
+// alias is the one to encrypt under.
+func (e *environment) alias(c *cli.Context) (string, error) {
+	if alias := c.String("kms"); alias != "" {
+		return alias, nil
+	}
+	if e.config.DefaultAlias == "" {
+		return "", usageError{fmt.Errorf("name an alias with --kms, or set defaultAlias in the configuration")}
+	}
+	return e.config.DefaultAlias, nil
+}
+
+// requireHome fails where there is no local key manager to work on.
+func requireHome(h kms.Home) error {
+	if h.Exists() {
+		return nil
+	}
+	return fmt.Errorf("there is no key manager in %s: \"vmcrypt init\" makes one, \"vmcrypt kms restore\" brings one back", h.Dir)
+}

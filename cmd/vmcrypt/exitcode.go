@@ -1,0 +1,116 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/dek"
+	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/kek"
+	"github.com/vmcrypt/vmcrypt/vmx"
+)
+
+// The exit codes. Programs rely on them: they never change their meaning.
+const (
+	exitDone         = 0
+	exitFailure      = 1
+	exitUsage        = 2
+	exitNoKeyManager = 3
+	exitKey          = 4
+	exitTampered     = 5
+	exitInUse        = 7
+)
+
+const exitCodeHelp = `Exit codes: 0 done; 1 other failure; 2 usage; 3 no key manager answered;
+4 key missing, denied or wrong; 5 descriptor, journal or key tampered with or unreadable;
+6 an interrupted conversion must be resumed first; 7 the disk is in use.`
+
+var errInterrupted = errors.New("interrupted; nothing was left behind")
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// codes maps errors to exit codes; the first that fits counts.
+var codes = []struct {
+	err  error
+	code int
+}{
+	{image.ErrInUse, exitInUse},
+	{agent.ErrNode, exitUsage},
+	{dek.ErrTampered, exitTampered},
+	{dek.ErrVersion, exitTampered},
+	{vmx.ErrRecord, exitTampered},
+	{vmx.ErrVersion, exitTampered},
+	{vmx.ErrSyntax, exitTampered},
+	{agent.ErrDescriptor, exitTampered},
+	{dek.ErrWrongKEK, exitKey},
+	{agent.ErrAlias, exitKey},
+	{kek.ErrNotFound, exitKey},
+	{kek.ErrDenied, exitKey},
+	{kek.ErrDestroyed, exitKey},
+	{kek.ErrInactive, exitKey},
+	{kek.ErrUnavailable, exitNoKeyManager},
+}
+
+func exitCode(err error) int {
+	if usage := (usageError{}); errors.As(err, &usage) {
+		return exitUsage
+	}
+	for _, c := range codes {
+		if errors.Is(err, c.err) {
+			return c.code
+		}
+	}
+	return exitFailure
+}
+
+// hints say what to do about errors that don't say it themselves.
+var hints = []struct {
+	err  error
+	hint string
+}{
+	{image.ErrInUse, "power the VM off, or stop the program that has the disk open"},
+	{dek.ErrTampered, "restore the descriptor from a backup; nothing was written"},
+	{vmx.ErrRecord, "restore the descriptor from a backup; nothing was written"},
+	{vmx.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
+	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
+	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
+	{agent.ErrAlias, "add the alias to the configuration, or name another one with --kms"},
+	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
+	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
+	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},
+	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
+	{syscall.ENOSPC, "make room or choose another --output; nothing was left behind"},
+	{fs.ErrPermission, "run as a user who may open it"},
+}
+
+func hint(err error) string {
+	for _, h := range hints {
+		if errors.Is(err, h.err) {
+			return h.hint
+		}
+	}
+	return ""
+}
+
+// report tells the user of an error: people on a line or two, programs in an
+// object.
+func report(err error, asJSON bool) {
+	if asJSON {
+		json.NewEncoder(os.Stderr).Encode(map[string]any{
+			"type": "error", "message": err.Error(), "hint": hint(err), "exitCode": exitCode(err),
+		})
+		return
+	}
+	fmt.Fprintf(os.Stderr, "vmcrypt: %v\n", err)
+	if h := hint(err); h != "" {
+		fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", h)
+	}
+}

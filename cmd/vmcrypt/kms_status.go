@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/kek"
+)
+
+func kmsStatusCommand() *cli.Command {
+	return command(cli.Command{
+		Name:      "status",
+		Usage:     "ask every configured key manager how it is, and show the age of the last backup",
+		ArgsUsage: "[ALIAS]",
+		Action:    kmsStatus,
+	})
+}
+
+// kmsReport is the JSON of "kms status".
+type kmsReport struct {
+	Aliases []aliasReport `json:"aliases"`
+	Backup  *backupReport `json:"backup,omitempty"` // of the local key manager
+}
+
+type aliasReport struct {
+	Alias   string         `json:"alias"`
+	Servers []serverReport `json:"servers"`
+}
+
+type serverReport struct {
+	Address   string  `json:"address"`
+	State     string  `json:"state"`
+	Version   string  `json:"version"` // KMIP
+	LatencyMs float64 `json:"latencyMs"`
+	Error     string  `json:"error"`
+}
+
+type backupReport struct {
+	Last *time.Time `json:"last"` // null if there never was one
+	Due  bool       `json:"due"`  // keys were made since
+}
+
+func kmsStatus(c *cli.Context) error {
+	args, err := nArgs(c, 0, 1)
+	if err != nil {
+		return err
+	}
+	e, err := newEnvironment(c)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		args = e.config.AliasNames()
+	}
+	report, err := e.kmsReport(c.Context, args)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		err = writeJSON(c.App.Writer, report)
+	} else {
+		printKMSReport(c.App.Writer, report)
+	}
+	if err != nil {
+		return err
+	}
+	return report.verdict()
+}
+
+func (e *environment) kmsReport(ctx context.Context, aliases []string) (*kmsReport, error) {
+	r := &kmsReport{Aliases: []aliasReport{}}
+	for _, alias := range aliases {
+		cluster, err := e.cluster(alias)
+		if err != nil {
+			return nil, err
+		}
+		a := aliasReport{Alias: alias}
+		for _, s := range cluster.Status(ctx) {
+			a.Servers = append(a.Servers, serverOf(s))
+		}
+		r.Aliases = append(r.Aliases, a)
+	}
+	return r, e.addBackup(ctx, r)
+}
+
+func serverOf(s kek.ServerStatus) serverReport {
+	r := serverReport{Address: s.Address, State: string(s.State), Version: s.Version,
+		LatencyMs: float64(s.Latency.Microseconds()) / 1000}
+	if s.Err != nil {
+		r.Error = s.Err.Error()
+	}
+	return r
+}
+
+func (e *environment) addBackup(ctx context.Context, r *kmsReport) error {
+	if !e.home.Exists() {
+		return nil
+	}
+	r.Backup = &backupReport{}
+	last, ok, err := e.home.LastBackup()
+	if err != nil {
+		return err
+	}
+	if ok {
+		r.Backup.Last = &last
+	}
+	r.Backup.Due, err = e.home.BackupDue(ctx)
+	return err
+}
+
+func printKMSReport(w io.Writer, r *kmsReport) {
+	for _, a := range r.Aliases {
+		fmt.Fprintln(w, a.Alias)
+		for _, s := range a.Servers {
+			if s.Error != "" {
+				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, s.Error)
+				continue
+			}
+			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms\n", s.Address, s.State, s.Version, s.LatencyMs)
+		}
+	}
+	if b := r.Backup; b != nil {
+		fmt.Fprintf(w, "last backup of the local key manager: %s\n", b.text())
+	}
+}
+
+func (b *backupReport) text() string {
+	switch {
+	case b.Last == nil:
+		return "none; " + backupDue
+	case b.Due:
+		return fmt.Sprintf("%s ago; %s", age(*b.Last), backupDue)
+	}
+	return age(*b.Last) + " ago"
+}
+
+// age is the time since t, in the unit that a person would use.
+func age(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// verdict fails if an alias has no server that answers.
+func (r *kmsReport) verdict() error {
+	for _, a := range r.Aliases {
+		if !a.answers() {
+			return fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+func (a aliasReport) answers() bool {
+	for _, s := range a.Servers {
+		if s.Error == "" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/browse"
+)
+
+func lsCommand() *cli.Command {
+	return command(cli.Command{
+		Name:      "ls",
+		Usage:     "list the partitions or a folder of a disk, encrypted or not",
+		ArgsUsage: "TARGET [PATH]",
+		Description: "PATH is N:/path in partition N, or /path on a disk with a single filesystem. Without it the\n" +
+			"partitions are listed, or the root folder where the whole disk is one filesystem. Reads FAT,\n" +
+			"ext4 and ISO 9660. Nothing of the plaintext is written to disk.",
+		Flags:  browseFlags(),
+		Action: ls,
+	})
+}
+
+func browseFlags() []cli.Flag {
+	return append(targetFlags(),
+		&cli.StringFlag{Name: "disk", Usage: "look at the disk at `NODE`, such as scsi0:0, where there are several"})
+}
+
+func ls(c *cli.Context) error {
+	args, err := nArgs(c, 1, 2)
+	if err != nil {
+		return err
+	}
+	path := ""
+	if len(args) == 2 {
+		path = args[1]
+	}
+	t, err := openTarget(c, args[0])
+	if err != nil {
+		return err
+	}
+	e, err := browsingEnvironment(c, t)
+	if err != nil {
+		return err
+	}
+	listing, err := e.host().List(c.Context, t, c.String("disk"), path)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return writeJSON(c.App.Writer, listing)
+	}
+	return printListing(c.App.Writer, listing)
+}
+
+func printListing(w io.Writer, l *browse.Listing) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, p := range l.Partitions {
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\n", p.Number, bytesText(p.Size), p.Type, p.Filesystem, printable(p.Name))
+	}
+	for _, e := range l.Entries {
+		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\n", e.Type, e.Size, e.ModTime.UTC().Format("2006-01-02 15:04"), printable(e.Name))
+	}
+	return tw.Flush()
+}

@@ -1,0 +1,71 @@
+// Command vmcrypt encrypts the disks of virtual machines on KVM hosts under keys
+// that a KMIP key manager holds.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// version is set by the build.
+var version = "development"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	os.Exit(run(ctx, os.Args))
+}
+
+// run carries out a command line and returns its exit code.
+func run(ctx context.Context, args []string) int {
+	app := newApp()
+	args = reorder(app, args)
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return exitDone
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errInterrupted
+	}
+	report(err, wantsJSON(args))
+	return exitCode(err)
+}
+
+func newApp() *cli.App {
+	return &cli.App{
+		Name:    "vmcrypt",
+		Usage:   "encrypt the disks of virtual machines, with the keys in a KMIP key manager",
+		Version: version,
+		Description: "A TARGET is a VM's descriptor (.vmx) or a disk image. Flags work before and after it.\n" +
+			"The configuration is config.yaml below $VMCRYPT_HOME, else /etc/vmcrypt for root and\n" +
+			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
+		Commands: []*cli.Command{
+			initCommand(), encryptCommand(), decryptCommand(), statusCommand(),
+			lsCommand(), catCommand(), kmsCommand(),
+		},
+		HideHelpCommand:        true,
+		UseShortOptionHandling: false,
+		Action:                 unknownCommand,
+		OnUsageError:           onUsageError,
+		ExitErrHandler:         func(*cli.Context, error) {},
+		ErrWriter:              os.Stderr,
+	}
+}
+
+// unknownCommand runs where no command was named, or one that there isn't.
+func unknownCommand(c *cli.Context) error {
+	if c.NArg() == 0 {
+		return cli.ShowAppHelp(c)
+	}
+	return usageError{fmt.Errorf("unknown command %q; see \"vmcrypt --help\"", c.Args().First())}
+}
+
+func onUsageError(c *cli.Context, err error, _ bool) error {
+	return usageError{fmt.Errorf("%w; see \"%s --help\"", err, c.Command.HelpName)}
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+)
+
+// interval is the least time between two progress lines in JSON.
+const interval = 200 * time.Millisecond
+
+// showResult runs a conversion, shows how far it has come, and what came of it.
+func showResult(c *cli.Context, e *environment, operation string, convert func(*agent.Host) (*agent.Status, error)) error {
+	p := newProgress(c)
+	h := e.host()
+	h.Report = p.report
+	result, err := convert(h)
+	p.end()
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return writeJSON(c.App.Writer, struct {
+			Type      string `json:"type"`
+			Operation string `json:"operation"`
+			*agent.Status
+		}{"done", operation, result})
+	}
+	for _, d := range result.Disks {
+		printDisk(c.App.Writer, d)
+	}
+	return nil
+}
+
+// progress shows how far a conversion has come: a bar on a terminal, lines of
+// JSON for programs, nothing otherwise.
+type progress struct {
+	bar   *progressbar.ProgressBar
+	lines io.Writer
+	last  time.Time
+}
+
+func newProgress(c *cli.Context) *progress {
+	if c.Bool("json") {
+		return &progress{lines: c.App.Writer}
+	}
+	if !term.IsTerminal(int(os.Stderr.Fd())) {
+		return &progress{}
+	}
+	return &progress{bar: progressbar.NewOptions64(0,
+		progressbar.OptionSetWriter(os.Stderr),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+		progressbar.OptionUseANSICodes(true),
+	)}
+}
+
+func (p *progress) report(now agent.Progress) {
+	switch {
+	case p.bar != nil:
+		p.bar.ChangeMax64(now.Total)
+		p.bar.Describe(now.Node)
+		p.bar.Set64(now.Done)
+	case p.lines != nil && (now.Done == now.Total || time.Since(p.last) >= interval):
+		p.last = time.Now()
+		writeJSON(p.lines, struct {
+			Type  string `json:"type"`
+			Node  string `json:"node"`
+			Done  int64  `json:"doneBytes"`
+			Total int64  `json:"totalBytes"`
+		}{"progress", now.Node, now.Done, now.Total})
+	}
+}
+
+func (p *progress) end() {
+	if p.bar != nil {
+		p.bar.Clear()
+	}
+}
+
+// warn tells of something that is not an error.
+func warn(c *cli.Context, message string) error {
+	if c.Bool("json") {
+		return writeJSON(c.App.Writer, map[string]string{"type": "warning", "message": message})
+	}
+	_, err := fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", message)
+	return err
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+)
+
+func statusCommand() *cli.Command {
+	return command(cli.Command{
+		Name:        "status",
+		Usage:       "show which disks are encrypted, how, and under which keys",
+		ArgsUsage:   "TARGET",
+		Description: "Reads the descriptor only; no key manager is asked.",
+		Flags: append(targetFlags(),
+			&cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`; may be repeated"}),
+		Action: status,
+	})
+}
+
+func status(c *cli.Context) error {
+	args, err := nArgs(c, 1, 1)
+	if err != nil {
+		return err
+	}
+	t, err := openTarget(c, args[0])
+	if err != nil {
+		return err
+	}
+	s, err := t.Status(c.StringSlice("disk"))
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return writeJSON(c.App.Writer, s)
+	}
+	for _, d := range s.Disks {
+		printDisk(c.App.Writer, d)
+	}
+	return nil
+}
+
+func printDisk(w io.Writer, d agent.DiskStatus) {
+	fmt.Fprintf(w, "%s  %s  %s (%s, %s)\n", d.Node, d.State, d.File, d.Format, bytesText(d.SizeBytes))
+	if d.State == agent.StatePlain {
+		return
+	}
+	fmt.Fprintf(w, "    disk %s, %s, %d-byte sectors, holes: %s\n", d.DiskUUID, d.Cipher, d.SectorSize, d.Holes)
+	for _, r := range d.Recipients {
+		fmt.Fprintf(w, "    opened by KEK %s at %q\n", r.KEKID, r.Alias)
+	}
+}
