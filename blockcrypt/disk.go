@@ -47,13 +47,15 @@ func NewDisk(storage image.Disk, c *Cipher, holes HolePolicy) (*Disk, error) {
 	if holes != Preserve && holes != Fill {
 		return nil, fmt.Errorf("hole policy %q: want %q or %q", holes, Preserve, Fill)
 	}
-	if err := checkSize(storage.Size(), int64(c.SectorSize())); err != nil {
+	if err := CheckSize(storage.Size(), c.SectorSize()); err != nil {
 		return nil, err
 	}
 	return &Disk{storage: storage, cipher: c, holes: holes, claims: newClaims()}, nil
 }
 
-func checkSize(size, sector int64) error {
+// CheckSize says why a disk of size bytes can't be encrypted in sectors of the
+// given size, if it can't.
+func CheckSize(size int64, sectorSize int) error {
 	switch {
 	case size <= 0:
 		return errors.New("the disk is empty")
@@ -61,8 +63,8 @@ func checkSize(size, sector int64) error {
 		return fmt.Errorf("the disk has %d bytes; more than 256 TiB cannot be encrypted", size)
 	case size%512 != 0:
 		return fmt.Errorf("the disk has %d bytes, not a multiple of 512; extend it to %d bytes", size, size/512*512+512)
-	case size%sector != 0:
-		return fmt.Errorf("the disk has %d bytes, not a multiple of the sector size %d; use --sector-size 512", size, sector)
+	case size%int64(sectorSize) != 0:
+		return fmt.Errorf("the disk has %d bytes, not a multiple of the sector size %d; use --sector-size 512", size, sectorSize)
 	}
 	return nil
 }
