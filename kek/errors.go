@@ -71,11 +71,14 @@ func (r *refusal) Unwrap() error { return reasons[r.reason] }
 type transportError struct{ err error }
 
 func (t *transportError) Error() string {
+	var op *net.OpError
 	switch {
 	case errors.Is(t.err, os.ErrDeadlineExceeded), errors.Is(t.err, context.DeadlineExceeded):
 		return "no answer in time"
 	case errors.Is(t.err, io.EOF):
 		return "it closed the connection"
+	case errors.As(t.err, &op) && op.Op != remoteAlert:
+		return op.Err.Error() // without the addresses of both ends
 	}
 	return t.err.Error()
 }
@@ -136,11 +139,14 @@ func refusesClient(err error) bool {
 	return false
 }
 
+// remoteAlert is what package tls calls the operation that an alert ended.
+const remoteAlert = "remote error"
+
 // alertOf is the TLS alert that the server has sent, or "". Package tls has no
 // type for it.
 func alertOf(err error) string {
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "remote error" {
+	if errors.As(err, &op) && op.Op == remoteAlert {
 		return op.Err.Error()
 	}
 	return ""

@@ -163,6 +163,9 @@ func answer(msg []byte, op kmip14.Operation) (any, error) {
 	if err := kmipwire.Unmarshal(msg, &resp); err != nil {
 		return nil, err
 	}
+	if v := resp.ResponseHeader.ProtocolVersion; v.ProtocolVersionMajor != 1 {
+		return nil, fmt.Errorf("%w: in KMIP %s", errProtocol, v)
+	}
 	if resp.ResponseHeader.BatchCount != 1 || len(resp.BatchItem) != 1 {
 		return nil, fmt.Errorf("%w: %d results for one operation", errProtocol, len(resp.BatchItem))
 	}

@@ -56,12 +56,12 @@ func messageTag(v any) ttlv.Tag {
 	return 0
 }
 
-// smallMessage is the size up to which Marshal keeps a message in one place.
-// Every message with a key in it is smaller.
-const smallMessage = 4096
+// smallMessage is the size, in bytes, up to which Marshal keeps a message in one
+// place. The answer to a hundred Gets is smaller.
+const smallMessage = 32 << 10
 
-// Marshal encodes v, a RequestMessage or a ResponseMessage. Up to 4096 bytes
-// the result is the only copy of the keys in it that Marshal makes.
+// Marshal encodes v, a RequestMessage or a ResponseMessage. Up to 32 KiB the
+// result is the only copy of the keys in it that Marshal makes.
 func Marshal(v any) ([]byte, error) {
 	var out capture
 	enc := ttlv.NewEncoder(&out)
@@ -72,6 +72,7 @@ func Marshal(v any) ([]byte, error) {
 		return nil, err
 	}
 	if err := enc.Encode(v); err != nil {
+		Wipe(out.last) // which lies in the same buffer
 		return nil, fmt.Errorf("encode KMIP message: %w", err)
 	}
 	if len(out.last) > MaxMessage {
