@@ -371,6 +371,7 @@ func (w *ext4Writer) superblock(group int) []byte {
 	} {
 		binary.LittleEndian.PutUint16(b[at:], uint16(value))
 	}
+	b[0x175] = 1 // the only kind of checksum, though there are none
 	copy(b[0x68:], w.id[:])
 	copy(b[0x78:], "sample")
 	return b
