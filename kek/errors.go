@@ -85,6 +85,16 @@ func (t *transportError) Error() string {
 
 func (t *transportError) Unwrap() error { return t.err }
 
+// advice is for errors of the network; others come from a DialFunc that knows
+// better.
+func (t *transportError) advice() string {
+	var network net.Error
+	if errors.As(t.err, &network) || errors.Is(t.err, io.EOF) {
+		return "check that the key manager runs and that the address is right"
+	}
+	return ""
+}
+
 // fault is what went wrong at one server.
 type fault struct {
 	address  string
@@ -113,7 +123,7 @@ func (c *Cluster) diagnose(address string, err error) *fault {
 		f.advice = "check that the address is that of a KMIP server"
 	case errors.As(err, &transport):
 		f.state = StateUnreachable
-		f.advice = "check that the key manager runs and that the address is right"
+		f.advice = transport.advice()
 	default:
 		f.state, f.answered = StateDenied, true
 	}
