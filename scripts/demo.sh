@@ -23,7 +23,6 @@ cleanup() {
     [ "$status" = 0 ] || echo "demo: ended early or failed; what went wrong is said above" >&2
 }
 trap cleanup EXIT
-trap 'exit 130' INT TERM
 
 chapter() { printf '\n== %s\n' "$*"; }
 
@@ -56,7 +55,7 @@ proof() {
     printf '\n  SHA-256 of %s\n' "${1##*/}"
     printf '    original   %s\n    encrypted  %s\n    decrypted  %s\n' "$(sum <"$1")" "$(sum <"$2")" "$(sum <"$3")"
     check "the decrypted ${1##*/} is the original, bit for bit" cmp "$1" "$3"
-    check "the encrypted one is another" not cmp "$1" "$2"
+    check "the encrypted one differs" not cmp "$1" "$2"
 }
 
 # times TEXT FILE: how often a text stands in a file.
@@ -124,7 +123,7 @@ real_image() {
     absent LICENSE=GPLv3+ grub.iso grub.enc.iso
     check "qemu-img sees two different disks" not qemu-img compare -f raw -F raw grub.iso grub.enc.iso
     run vmcrypt ls grub.enc.iso /boot/grub
-    run vmcrypt cat grub.enc.iso /boot/grub/grub.cfg
+    run vmcrypt cat grub.enc.iso /boot/grub/grub.cfg | head -n 16
     run vmcrypt decrypt grub.enc.iso --output grub.dec.iso
     proof grub.iso grub.enc.iso grub.dec.iso
     check "qemu-img finds the decrypted disk identical" qemu-img compare -f raw -F raw grub.iso grub.dec.iso
@@ -191,13 +190,15 @@ tampering() {
 }
 
 backup() {
+    local status=0
     chapter "The key manager lost, and brought back from its backup"
     head -c 24 /dev/urandom | base64 >passphrase
     run vmcrypt kms backup keys.backup --passphrase-file passphrase
     run vmcrypt kms status
     stop_serving
     run rm -rf "$VMCRYPT_HOME"
-    check "without its key manager nothing opens the disk" not vmcrypt decrypt gpt.enc.img --output lost.img
+    run vmcrypt decrypt gpt.enc.img --output lost.img || status=$?
+    check "without its key manager nothing opens the disk" test "$status" != 0 -a ! -e lost.img
     run vmcrypt kms restore keys.backup --passphrase-file passphrase
     run vmcrypt decrypt gpt.enc.img --output gpt.restored.img
     proof gpt.img gpt.enc.img gpt.restored.img
