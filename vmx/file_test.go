@@ -160,7 +160,7 @@ func TestSetRefuses(t *testing.T) {
 		{"own key", "", "scsi0:0.VMcrypt.mac", "x"},
 		{"not in windows-1252", ".encoding = \"windows-1252\"", "a", "虚"},
 		{"not UTF-8", ".encoding = \"windows-1252\"", "a", "\xff"},
-		{"yen, which would come back as backslash", ".encoding = \"Shift_JIS\"", "a", "¥"},
+		{"would come back as U+F014", ".encoding = \"GB18030\"", "a", "\ue000"},
 		{"unknown encoding", ".encoding = \"x-klingon\"", "a", "ü"},
 		{"stateful encoding", ".encoding = \"ISO-2022-JP\"", "a", "ポ"},
 		{"two encodings", ".encoding = \"GBK\"\n.encoding = \"UTF-8\"", "a", "ü"},

@@ -200,65 +200,67 @@ func truncated(t *testing.T, whole *File, data []byte) {
 	}
 }
 
-// TestRecordRefused edits the file of encrypted; the message names the line.
+const macLine = `mac = "pTylPKU8pTylPKU8pTylPKU8pTylPKU8pTylPKU8pTw="`
+
+// damages are edits to the file of encrypted, and what the error says of each.
+var damages = []struct {
+	name, old, new, says string
+	err                  error
+}{
+	{"future version", `version = "1"`, `version = "2"`, "line 2: scsi0:0.vmcrypt.version", ErrVersion},
+	{"distant version", `version = "1"`, `version = "4000000000"`, "4000000000", ErrVersion},
+	{"version 0", `version = "1"`, `version = "0"`, "line 2", ErrRecord},
+	{"version 01", `version = "1"`, `version = "01"`, "line 2", ErrRecord},
+	{"version word", `version = "1"`, `version = "one"`, "line 2", ErrRecord},
+	{"no version", "scsi0:0.vmcrypt.version = \"1\"\n", "", "vmcrypt.version: ", ErrRecord},
+	{"state", `"encrypted"`, `"encrypting"`, "line 3", ErrRecord},
+	{"upper-case uuid", "-9e0d-", "-9E0D-", "line 4", ErrRecord},
+	{"uuid in braces", `"3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1"`, `"{3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1}"`, "line 4", ErrRecord},
+	{"nil uuid", "3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1", "00000000-0000-0000-0000-000000000000", "line 4", ErrRecord},
+	{"leading zero", `"10737418240"`, `"010737418240"`, "line 5", ErrRecord},
+	{"plus sign", `"10737418240"`, `"+10737418240"`, "line 5", ErrRecord},
+	{"negative", `"10737418240"`, `"-10737418240"`, "line 5", ErrRecord},
+	{"blank", `"10737418240"`, `"10737418240 "`, "line 5", ErrRecord},
+	{"size 0", `"10737418240"`, `"0"`, "line 5", ErrRecord},
+	{"half a sector", `"10737418240"`, `"10737418241"`, "line 5", ErrRecord},
+	{"over 256 TiB", `"10737418240"`, `"281474976711168"`, "line 5", ErrRecord},
+	{"over 64 bits", `"10737418240"`, `"18446744073709551616"`, "line 5", ErrRecord},
+	{"cipher", "aes-256-xts-plain64", "aes-128-xts-plain64", "line 6", ErrRecord},
+	{"sector size", `"512"`, `"1024"`, "line 7", ErrRecord},
+	{"holes", `"preserve"`, `"Preserve"`, "line 8", ErrRecord},
+	{"padding bits", "8pTw=", "8pTx=", "line 9", ErrRecord},
+	{"no padding", "8pTw=", "8pTw", "line 9", ErrRecord},
+	{"escape for a letter", `"pTyl`, `"|70Tyl`, "line 9", ErrRecord},
+	{"line end in base64", `"pTyl`, `"pT|0Ayl`, "line 9", ErrRecord},
+	{"short mac", macLine, `mac = "pTw="`, "line 9", ErrRecord},
+	{"empty mac", macLine, `mac = ""`, "line 9", ErrRecord},
+	{"mac without quotes", macLine, strings.ReplaceAll(macLine, `"`, ""), "line 9", ErrRecord},
+	{"mac without end", macLine, strings.TrimSuffix(macLine, `"`), "line 9", ErrRecord},
+	{"mac without value", macLine, "mac", "line 9", ErrRecord},
+	{"two macs", macLine, macLine + "\nscsi0:0.vmcrypt." + macLine, "line 10: scsi0:0.vmcrypt.mac", ErrRecord},
+	{"two macs, one in capitals", macLine, macLine + "\nSCSI0:0.VMCRYPT.MAC = \"\"", "line 9 has it too", ErrRecord},
+	{"no mac", "scsi0:0.vmcrypt." + macLine + "\n", "", "scsi0:0.vmcrypt.mac: ", ErrRecord},
+	{"unknown key", "scsi0:0.vmcrypt." + macLine, "scsi0:0.vmcrypt." + macLine + "\nscsi0:0.vmcrypt.x = \"\"", "line 10: scsi0:0.vmcrypt.x", ErrRecord},
+	{"empty key", "scsi0:0.vmcrypt." + macLine, "scsi0:0.vmcrypt." + macLine + "\nscsi0:0.vmcrypt. = \"\"", "line 10", ErrRecord},
+	{"empty alias", `"KMSCluster"`, `""`, "line 10: scsi0:0.vmcrypt.recipient0.alias", ErrRecord},
+	{"long alias", `"KMSCluster"`, `"` + strings.Repeat("x", 257) + `"`, "line 10", ErrRecord},
+	{"tab in alias", `"KMSCluster"`, "\"KMS\tCluster\"", "line 10", ErrRecord},
+	{"alias that is not UTF-8", `"KMSCluster"`, "\"KMS\xff\"", "line 10", ErrRecord},
+	{"alias with lower-case escape", "es|22crow|7C", "es|22crow|7c", "line 13", ErrRecord},
+	{"alias with raw pipe", "es|22crow|7C", "es|22crow|", "line 13", ErrRecord},
+	{"alias that turns around", `"KMSCluster"`, "\"KMS\u202e\"", "line 10", ErrRecord},
+	{"no key ID", "scsi0:0.vmcrypt.recipient0.kekID = \"5f0e\"\n", "", "recipient0.kekID: ", ErrRecord},
+	{"empty wrapped key", `"AA=="`, `""`, "line 15", ErrRecord},
+	{"long wrapped key", `"AA=="`, `"` + strings.Repeat("AAAA", 342) + `"`, "line 15", ErrRecord},
+	{"wrapped key in URL alphabet", "Af6", "Af-", "line 12", ErrRecord},
+	{"gap in recipients", "recipient1", "recipient2", "line 13", ErrRecord},
+	{"recipient with leading zero", "recipient1", "recipient01", "line 13", ErrRecord},
+	{"no recipient", "recipient", "addressee", "line 10", ErrRecord},
+	{"other node", "scsi0:0.fileName", "scsi0:1.fileName", "fileName", ErrRecord},
+}
+
 func TestRecordRefused(t *testing.T) {
-	mac := `mac = "pTylPKU8pTylPKU8pTylPKU8pTylPKU8pTylPKU8pTw="`
-	tests := []struct {
-		name, old, new, says string
-		err                  error
-	}{
-		{"future version", `version = "1"`, `version = "2"`, "line 2: scsi0:0.vmcrypt.version", ErrVersion},
-		{"distant version", `version = "1"`, `version = "4000000000"`, "4000000000", ErrVersion},
-		{"version 0", `version = "1"`, `version = "0"`, "line 2", ErrRecord},
-		{"version 01", `version = "1"`, `version = "01"`, "line 2", ErrRecord},
-		{"version word", `version = "1"`, `version = "one"`, "line 2", ErrRecord},
-		{"no version", "scsi0:0.vmcrypt.version = \"1\"\n", "", "vmcrypt.version: ", ErrRecord},
-		{"state", `"encrypted"`, `"encrypting"`, "line 3", ErrRecord},
-		{"upper-case uuid", "-9e0d-", "-9E0D-", "line 4", ErrRecord},
-		{"uuid in braces", `"3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1"`, `"{3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1}"`, "line 4", ErrRecord},
-		{"nil uuid", "3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1", "00000000-0000-0000-0000-000000000000", "line 4", ErrRecord},
-		{"leading zero", `"10737418240"`, `"010737418240"`, "line 5", ErrRecord},
-		{"plus sign", `"10737418240"`, `"+10737418240"`, "line 5", ErrRecord},
-		{"negative", `"10737418240"`, `"-10737418240"`, "line 5", ErrRecord},
-		{"blank", `"10737418240"`, `"10737418240 "`, "line 5", ErrRecord},
-		{"size 0", `"10737418240"`, `"0"`, "line 5", ErrRecord},
-		{"half a sector", `"10737418240"`, `"10737418241"`, "line 5", ErrRecord},
-		{"over 256 TiB", `"10737418240"`, `"281474976711168"`, "line 5", ErrRecord},
-		{"over 64 bits", `"10737418240"`, `"18446744073709551616"`, "line 5", ErrRecord},
-		{"cipher", "aes-256-xts-plain64", "aes-128-xts-plain64", "line 6", ErrRecord},
-		{"sector size", `"512"`, `"1024"`, "line 7", ErrRecord},
-		{"holes", `"preserve"`, `"Preserve"`, "line 8", ErrRecord},
-		{"padding bits", "8pTw=", "8pTx=", "line 9", ErrRecord},
-		{"no padding", "8pTw=", "8pTw", "line 9", ErrRecord},
-		{"escape for a letter", `"pTyl`, `"|70Tyl`, "line 9", ErrRecord},
-		{"line end in base64", `"pTyl`, `"pT|0Ayl`, "line 9", ErrRecord},
-		{"short mac", mac, `mac = "pTw="`, "line 9", ErrRecord},
-		{"empty mac", mac, `mac = ""`, "line 9", ErrRecord},
-		{"mac without quotes", mac, strings.ReplaceAll(mac, `"`, ""), "line 9", ErrRecord},
-		{"mac without end", mac, strings.TrimSuffix(mac, `"`), "line 9", ErrRecord},
-		{"mac without value", mac, "mac", "line 9", ErrRecord},
-		{"two macs", mac, mac + "\nscsi0:0.vmcrypt." + mac, "line 10: scsi0:0.vmcrypt.mac", ErrRecord},
-		{"two macs, one in capitals", mac, mac + "\nSCSI0:0.VMCRYPT.MAC = \"\"", "line 9 has it too", ErrRecord},
-		{"no mac", "scsi0:0.vmcrypt." + mac + "\n", "", "scsi0:0.vmcrypt.mac: ", ErrRecord},
-		{"unknown key", "scsi0:0.vmcrypt." + mac, "scsi0:0.vmcrypt." + mac + "\nscsi0:0.vmcrypt.x = \"\"", "line 10: scsi0:0.vmcrypt.x", ErrRecord},
-		{"empty key", "scsi0:0.vmcrypt." + mac, "scsi0:0.vmcrypt." + mac + "\nscsi0:0.vmcrypt. = \"\"", "line 10", ErrRecord},
-		{"empty alias", `"KMSCluster"`, `""`, "line 10: scsi0:0.vmcrypt.recipient0.alias", ErrRecord},
-		{"long alias", `"KMSCluster"`, `"` + strings.Repeat("x", 257) + `"`, "line 10", ErrRecord},
-		{"tab in alias", `"KMSCluster"`, "\"KMS\tCluster\"", "line 10", ErrRecord},
-		{"alias that is not UTF-8", `"KMSCluster"`, "\"KMS\xff\"", "line 10", ErrRecord},
-		{"alias with lower-case escape", "es|22crow|7C", "es|22crow|7c", "line 13", ErrRecord},
-		{"alias with raw pipe", "es|22crow|7C", "es|22crow|", "line 13", ErrRecord},
-		{"alias that turns around", `"KMSCluster"`, "\"KMS\u202e\"", "line 10", ErrRecord},
-		{"no key ID", "scsi0:0.vmcrypt.recipient0.kekID = \"5f0e\"\n", "", "recipient0.kekID: ", ErrRecord},
-		{"empty wrapped key", `"AA=="`, `""`, "line 15", ErrRecord},
-		{"long wrapped key", `"AA=="`, `"` + strings.Repeat("AAAA", 342) + `"`, "line 15", ErrRecord},
-		{"wrapped key in URL alphabet", "Af6", "Af-", "line 12", ErrRecord},
-		{"gap in recipients", "recipient1", "recipient2", "line 13", ErrRecord},
-		{"recipient with leading zero", "recipient1", "recipient01", "line 13", ErrRecord},
-		{"no recipient", "recipient", "addressee", "line 10", ErrRecord},
-		{"other node", "scsi0:0.fileName", "scsi0:1.fileName", "fileName", ErrRecord},
-	}
-	for _, tt := range tests {
+	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
 			data := strings.ReplaceAll(string(encrypted(t)), tt.old, tt.new)
 			if data == string(encrypted(t)) {
