@@ -48,8 +48,8 @@ func Parse(data []byte) (*File, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("%w: over %d bytes long", ErrSyntax, maxSize)
 	}
-	if i := bytes.IndexByte(data, 0); i >= 0 {
-		n := 1 + bytes.Count(data[:i], []byte("\n"))
+	if before, _, found := bytes.Cut(data, []byte{0}); found {
+		n := 1 + bytes.Count(before, []byte("\n"))
 		return nil, fmt.Errorf("line %d: %w: zero byte", n, ErrSyntax)
 	}
 	f := new(File)

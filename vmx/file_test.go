@@ -44,7 +44,7 @@ func TestGet(t *testing.T) {
 		{"half a CRLF at the end", "a = \"b\"\r", "a", "b"},
 		{"byte order mark", "\xef\xbb\xbfa = \"b\"", "a", "b"},
 		{"first of two", "a = \"1\"\na = \"2\"\n", "a", "1"},
-		{"first proper one", "a\na = \"2\"\n", "a", "2"},
+		{"first proper one", "a 1\na = \"2\"\n", "a", "2"},
 		{"UTF-8", `a = "Größe"`, "a", "Größe"},
 		{"UTF-8 by name", ".encoding = \"utf-8\"\na = \"Größe\"", "a", "Größe"},
 		{"windows-1252", ".encoding = \"windows-1252\"\na = \"\x80 \xfc\"", "a", "€ ü"},
@@ -234,11 +234,11 @@ func TestReadAndWrite(t *testing.T) {
 
 func TestReadRefuses(t *testing.T) {
 	dir := t.TempDir()
-	os.Symlink("loop", filepath.Join(dir, "loop"))
-	unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600)
-	os.Mkdir(filepath.Join(dir, "folder"), 0o700)
-	os.WriteFile(filepath.Join(dir, "image"), make([]byte, 512), 0o600)
-	os.WriteFile(filepath.Join(dir, "large"), bytes.Repeat([]byte("\n"), maxSize+1), 0o600)
+	must(t, os.Symlink("loop", filepath.Join(dir, "loop")))
+	must(t, unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, "image"), make([]byte, 512), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "large"), bytes.Repeat([]byte("\n"), maxSize+1), 0o600))
 	for _, name := range []string{"loop", "pipe", "folder", "image", "large", "missing"} {
 		_, err := Read(filepath.Join(dir, name))
 		if err == nil || !strings.Contains(err.Error(), name) {

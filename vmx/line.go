@@ -28,8 +28,9 @@ func parseLine(raw []byte) line {
 
 // withValue is parseLine from the first byte after = that is no blank.
 func (l line) withValue(raw, text []byte, start int) line {
+	end := skipWord(text, start)
+	next := end
 	quoted := start < len(text) && text[start] == '"'
-	end, next := start, start
 	if quoted {
 		start++
 		n := bytes.IndexByte(text[start:], '"')
@@ -37,9 +38,6 @@ func (l line) withValue(raw, text []byte, start int) line {
 			return l
 		}
 		end, next = start+n, start+n+1
-	} else {
-		end = skipWord(text, start)
-		next = end
 	}
 	next = skipBlanks(text, next)
 	if next < len(text) && text[next] != '#' {

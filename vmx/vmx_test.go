@@ -42,6 +42,14 @@ func parse(t testing.TB, data string) *File {
 	return f
 }
 
+// must ends a test whose own preparation failed.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func wantBytes(t testing.TB, f *File, want []byte) {
 	t.Helper()
 	if got := f.Bytes(); !bytes.Equal(got, want) {

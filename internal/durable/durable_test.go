@@ -71,6 +71,14 @@ func wantNames(t *testing.T, dir string, want ...string) {
 	}
 }
 
+// must ends a test whose own preparation failed.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func write(t *testing.T, path, data string, perm fs.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(data), perm); err != nil {
@@ -135,19 +143,19 @@ func TestWriteFileKeepsOwner(t *testing.T) {
 
 func TestWriteFileFollowsLink(t *testing.T) {
 	dir, far := t.TempDir(), t.TempDir()
-	real := filepath.Join(far, "real.vmx")
-	write(t, real, "old", 0o600)
+	target := filepath.Join(far, "real.vmx")
+	write(t, target, "old", 0o600)
 	path := filepath.Join(dir, "a.vmx")
-	if err := os.Symlink(real, path); err != nil {
+	if err := os.Symlink(target, path); err != nil {
 		t.Fatal(err)
 	}
 	if err := WriteFile(path, []byte("new"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if to, err := os.Readlink(path); err != nil || to != real {
+	if to, err := os.Readlink(path); err != nil || to != target {
 		t.Errorf("the link is now %q, %v", to, err)
 	}
-	if got := content(t, real); got != "new" {
+	if got := content(t, target); got != "new" {
 		t.Errorf("content is %q", got)
 	}
 	wantNames(t, far, "real.vmx")
@@ -155,10 +163,10 @@ func TestWriteFileFollowsLink(t *testing.T) {
 
 func TestWriteFileRefuses(t *testing.T) {
 	dir := t.TempDir()
-	os.Symlink("nowhere", filepath.Join(dir, "dangling"))
-	os.Symlink("loop", filepath.Join(dir, "loop"))
-	os.Mkdir(filepath.Join(dir, "folder"), 0o700)
-	unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600)
+	must(t, os.Symlink("nowhere", filepath.Join(dir, "dangling")))
+	must(t, os.Symlink("loop", filepath.Join(dir, "loop")))
+	must(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
+	must(t, unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600))
 	for _, name := range []string{"dangling", "loop", "folder", "pipe"} {
 		if err := WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err == nil {
 			t.Errorf("%s: no error", name)
@@ -203,8 +211,10 @@ func TestPublishPending(t *testing.T) {
 		t.Errorf("temporary name is %q", name)
 	}
 	wantNames(t, dir, name)
-	p.Write([]byte("one "))
-	p.Write([]byte("two"))
+	for _, part := range []string{"one ", "two"} {
+		_, err := p.Write([]byte(part))
+		must(t, err)
+	}
 	if err := p.Publish(); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +231,8 @@ func TestAbort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Write([]byte("half"))
+	_, err = p.Write([]byte("half"))
+	must(t, err)
 	p.Abort()
 	p.Abort()
 	wantNames(t, dir)
@@ -281,9 +292,9 @@ func publishFolder(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.Mkdir(filepath.Join(tmp, "sub"), 0o700)
+	must(t, os.Mkdir(filepath.Join(tmp, "sub"), 0o700))
 	write(t, filepath.Join(tmp, "sub/x"), "inside", 0o600)
-	os.Symlink("nowhere", filepath.Join(tmp, "link"))
+	must(t, os.Symlink("nowhere", filepath.Join(tmp, "link")))
 	if err := Publish(tmp, path); err != nil {
 		t.Fatal(err)
 	}
