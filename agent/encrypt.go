@@ -32,6 +32,9 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	if err != nil {
 		return nil, err
 	}
+	if err := t.checkPoweredOff(); err != nil {
+		return nil, err
+	}
 	out, err := newOutput(t, opts.Output)
 	if err != nil {
 		return nil, err
@@ -49,6 +52,19 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	return h.produce(ctx, t, out, func() ([]job, error) {
 		return jobs, sealJobs(ctx, keys, out, jobs)
 	})
+}
+
+// checkPoweredOff refuses a suspended VM: the file with its memory would stay
+// plain.
+func (t *Target) checkPoweredOff() error {
+	if t.bare {
+		return nil
+	}
+	if saved, _ := t.file.Get("checkpoint.vmState"); saved != "" {
+		return fmt.Errorf("%w: %s is suspended, and its memory in %s would stay plain: power it off first",
+			ErrState, t.Path, saved)
+	}
+	return nil
 }
 
 // plainJobs opens the disks to be encrypted, and refuses those that can't be

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vmcrypt/vmcrypt/image"
@@ -59,12 +60,16 @@ func copyFiles(ctx context.Context, t *Target, out *output) error {
 	if t.bare {
 		return nil
 	}
-	names, err := t.otherFiles()
+	names, err := t.ownFiles()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if err := copyFile(ctx, out.in(name), filepath.Join(filepath.Dir(t.Descriptor), name)); err != nil {
+		to := out.in(name)
+		if _, err := os.Lstat(to); err == nil {
+			continue // descriptor or disk
+		}
+		if err := copyFile(ctx, to, filepath.Join(filepath.Dir(t.Descriptor), name)); err != nil {
 			return err
 		}
 	}
@@ -88,38 +93,26 @@ func copyFile(ctx context.Context, to, from string) error {
 	return copyMode(to, from)
 }
 
-// otherFiles names the files in the VM's folder that are the VM's: those that its
-// descriptor names, and those that carry its name. Not among them are its disks,
-// and what describes a running VM only: locks, swap and logs.
-func (t *Target) otherFiles() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Dir(t.Descriptor))
+// ownFiles names the files in the VM's folder that are the VM's: those that its
+// descriptor names, and those that carry its name. Not among them is what belongs
+// to a running VM only: locks, swap and logs.
+func (t *Target) ownFiles() ([]string, error) {
+	dir, base := filepath.Split(t.Descriptor)
+	entries, err := os.ReadDir(filepath.Clean(dir))
 	if err != nil {
 		return nil, err
 	}
-	own := t.ownNames()
+	stem := strings.TrimSuffix(base, filepath.Ext(base)) + "."
+	named := t.file.Values()
 	var names []string
 	for _, e := range entries {
-		if e.Type().IsRegular() && own(e.Name()) {
-			names = append(names, e.Name())
+		name := e.Name()
+		own := strings.HasPrefix(name, stem) || slices.Contains(named, name)
+		if own && e.Type().IsRegular() && !transient(name) {
+			names = append(names, name)
 		}
 	}
 	return names, nil
-}
-
-func (t *Target) ownNames() func(string) bool {
-	base := filepath.Base(t.Descriptor)
-	stem := strings.TrimSuffix(base, filepath.Ext(base)) + "."
-	named := make(map[string]bool)
-	for _, value := range t.file.Values() {
-		named[value] = true
-	}
-	skip := map[string]bool{base: true}
-	for _, d := range t.Disks {
-		skip[filepath.Clean(d.fileName)] = true
-	}
-	return func(name string) bool {
-		return !skip[name] && !transient(name) && (named[name] || strings.HasPrefix(name, stem))
-	}
 }
 
 func transient(name string) bool {

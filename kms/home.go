@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -69,6 +70,17 @@ func (c contents) wipe() {
 // Exists tells whether the home holds a key manager, or what is left of one.
 func (h Home) Exists() bool {
 	return exists(h.path(storeFile)) || exists(h.path(rootKeyFile))
+}
+
+// IsCA tells whether the file at path is the certificate of this key manager's
+// certificate authority.
+func (h Home) IsCA(path string) bool {
+	own, err := readSmall(h.path("ca.pem"))
+	if err != nil {
+		return false
+	}
+	other, err := readSmall(path)
+	return err == nil && bytes.Equal(own, other)
 }
 
 func exists(path string) bool {

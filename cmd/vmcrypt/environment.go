@@ -60,8 +60,11 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 	return kek.Open(alias, cfg, nil)
 }
 
+// isLocal tells whether an alias leads to this host's own key manager: it has the
+// name that init gave it, and trusts that key manager and no other.
 func (e *environment) isLocal(alias string) bool {
-	return alias == config.LocalAlias && e.home.Exists()
+	cfg, ok := e.config.Alias(alias)
+	return ok && alias == config.LocalAlias && e.home.IsCA(cfg.CA)
 }
 
 // alias is the one to encrypt under.
