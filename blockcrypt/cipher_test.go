@@ -83,7 +83,11 @@ func TestEqualsXCrypto(t *testing.T) {
 		for sectors := 1; sectors <= 40; sectors++ {
 			length := sectors * c.SectorSize()
 			plain := random(uint64(sectors), length)
-			for _, offset := range offsets(int64(c.SectorSize()), int64(length)) {
+			all := offsets(int64(c.SectorSize()), int64(length))
+			if sectors > 9 { // one each, in turn
+				all = all[sectors%len(all):][:1]
+			}
+			for _, offset := range all {
 				compare(t, c, plain, reference(t, testKey(), plain, c.SectorSize(), offset), offset)
 			}
 		}

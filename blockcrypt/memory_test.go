@@ -41,11 +41,11 @@ func (m *memory) fail(n int, tear bool) {
 	m.calls, m.failAt, m.tear = 0, n, tear
 }
 
-// failed reports whether the armed call came.
-func (m *memory) failed() bool {
+// count gives the number of calls since fail.
+func (m *memory) count() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.calls >= m.failAt
+	return m.calls
 }
 
 // call counts a call and gives the error it is to fail with.
@@ -119,10 +119,11 @@ func (m *memory) Discard(off, length int64) error {
 	if off%memoryBlock != 0 || length%memoryBlock != 0 || length == 0 {
 		return errors.New("discard of no whole blocks")
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for block := off / memoryBlock; block < (off+length)/memoryBlock; block++ {
+		m.mu.Lock()
 		delete(m.blocks, block)
+		m.mu.Unlock()
+		runtime.Gosched()
 	}
 	return nil
 }
