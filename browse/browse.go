@@ -16,11 +16,13 @@
 // only, and the context ends everything. What cannot be read right is refused
 // with [ErrUnsupported] or [ErrCorrupt]; it is never cut short or guessed.
 //
-// Partition tables are parsed by go-diskfs. The filesystems are read by this
-// package: the readers of go-diskfs 1.9.4 give wrong bytes for sparse ext4
-// files and for ISO files of several extents, refuse ext4 without metadata
-// checksums, drop the leading dot of ISO names, and loop or take memory without
-// bound where a guest asks for it.
+// Partition tables are parsed by go-diskfs, behind bounds and a recover. The
+// filesystems are read by this package, since the readers of go-diskfs 1.9.4 are
+// not fit for images that others made: they give wrong bytes for sparse ext4
+// files, FAT32 files of odd sizes and ISO files of several extents; they cannot
+// open ext4 without metadata checksums or with small inodes, FAT with one table,
+// names that start with a dot or are longer than 247 bytes; and they loop, or
+// take memory without bound, where a guest asks for it.
 package browse
 
 import (
@@ -67,7 +69,7 @@ type Entry struct {
 	Name    string    `json:"name"`
 	Type    Type      `json:"type"`
 	Size    int64     `json:"size"`             // in bytes; 0 unless a file
-	ModTime time.Time `json:"modTime"`          // FAT keeps local time, given here as UTC
+	ModTime time.Time `json:"modTime,omitzero"` // FAT keeps local time, given here as UTC
 	Target  string    `json:"target,omitempty"` // of a symlink
 }
 
@@ -96,7 +98,7 @@ type Listing struct {
 //
 // A path is N:/path in partition N, or /path on a disk with one filesystem:
 // either the whole disk or its only partition. Errors are [ErrPath],
-// [ErrNoFilesystem], [fs.ErrNotExist], [ErrNotDir], [ErrUnsupported] or
+// [ErrNoFilesystem], [io/fs.ErrNotExist], [ErrNotDir], [ErrUnsupported] or
 // [ErrCorrupt], or come from d or ctx.
 func List(ctx context.Context, d image.Disk, path string) (*Listing, error) {
 	s := newSection(ctx, d)
@@ -132,8 +134,8 @@ func Cat(ctx context.Context, w io.Writer, d image.Disk, path string) error {
 // overview lists the partitions, the root folder of a filesystem that spans the
 // disk, or both.
 func overview(s section) (*Listing, error) {
-	t, err := readTable(s)
-	if err != nil && !isWhole(s, nil) {
+	t, whole, err := layout(s)
+	if err != nil {
 		return nil, err
 	}
 	l := &Listing{}
@@ -143,7 +145,7 @@ func overview(s section) (*Listing, error) {
 	for i, p := range l.Partitions {
 		l.Partitions[i].Filesystem = holds(s, p)
 	}
-	if t != nil && !isWhole(s, t) {
+	if !whole {
 		return l, s.ctx.Err()
 	}
 	v, err := mount(s)
@@ -179,12 +181,12 @@ func find(s section, path string) (*volume, file, string, error) {
 
 // volumeAt opens the filesystem of partition number, or the only one for 0.
 func volumeAt(s section, number int) (*volume, error) {
-	t, err := readTable(s)
-	if number == 0 && (t == nil || isWhole(s, t)) && (err == nil || isWhole(s, nil)) {
-		return mount(s)
-	}
+	t, whole, err := layout(s)
 	if err != nil {
 		return nil, err
+	}
+	if number == 0 && whole {
+		return mount(s)
 	}
 	p, err := t.partition(number)
 	if err != nil {

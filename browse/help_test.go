@@ -24,12 +24,12 @@ type testDisk struct {
 	size int64
 }
 
-func (d testDisk) Size() int64                              { return d.size }
-func (testDisk) WriteAt([]byte, int64) (int, error)         { return 0, errors.New("browse wrote") }
-func (testDisk) Discard(int64, int64) error                 { return errors.New("browse discarded") }
+func (d testDisk) Size() int64                                { return d.size }
+func (testDisk) WriteAt([]byte, int64) (int, error)           { return 0, errors.New("browse wrote") }
+func (testDisk) Discard(int64, int64) error                   { return errors.New("browse discarded") }
 func (testDisk) Extents(int64, int64) ([]image.Extent, error) { return nil, errors.ErrUnsupported }
-func (testDisk) Flush() error                               { return nil }
-func (testDisk) Close() error                               { return nil }
+func (testDisk) Flush() error                                 { return nil }
+func (testDisk) Close() error                                 { return nil }
 
 var _ image.Disk = testDisk{}
 

@@ -74,15 +74,18 @@ func mount(s section) (*volume, error) {
 	return v, nil
 }
 
-// isWhole tells whether a filesystem spans the disk s that has table t, which
-// may be nil. Beside a partition table an ext4 superblock is a remnant: FAT and
-// ISO 9660 leave room for a table, ext4 does so only for boot code.
-func isWhole(s section, t *table) bool {
-	f, kind := identify(s)
-	if t == nil {
-		return kind != ""
+// layout reads the partition table, if there is one, and tells whether the disk
+// is to be read as one filesystem. FAT and ISO 9660 leave room for a table and
+// may have both; an ext4 superblock beside a table is a remnant.
+func layout(s section) (t *table, whole bool, err error) {
+	t, err = readTable(s)
+	if t == nil && err == nil {
+		return nil, true, nil
 	}
-	return f != nil && f.kind != "ext4"
+	if f, _ := identify(s); f != nil && f.kind != "ext4" {
+		return t, true, nil
+	}
+	return t, false, err
 }
 
 // holds names what a partition holds; it is empty where that is unknown.

@@ -38,11 +38,10 @@ func parsePath(s string) (location, error) {
 	if !strings.HasPrefix(path, "/") || len(path) > maxPath || strings.ContainsRune(path, 0) {
 		return loc, fmt.Errorf("%q: %w: write /path, or N:/path for partition N", s, ErrPath)
 	}
-	path = strings.TrimSuffix(path[1:], "/")
-	if path == "" {
+	if path == "/" {
 		return loc, nil
 	}
-	loc.parts = strings.Split(path, "/")
+	loc.parts = strings.Split(strings.TrimSuffix(path[1:], "/"), "/")
 	for _, part := range loc.parts {
 		if part == "" || part == "." || part == ".." {
 			return loc, fmt.Errorf("%q: %w: it has an empty part, a . or a ..", s, ErrPath)
