@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
@@ -113,6 +114,8 @@ func (s *store) openFile(mode openMode, wait time.Duration) error {
 		return nil
 	}
 	if file != nil {
+		// After a panic the file stays mapped, and that alone would keep the lock.
+		_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // EBADF if bbolt has closed it
 		file.Close()
 	}
 	return s.explain(err)
