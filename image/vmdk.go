@@ -98,7 +98,7 @@ func ParseVMDK(text []byte) (*VMDKDescriptor, error) {
 	}
 	v := &VMDKDescriptor{text: bytes.Clone(text), values: map[string]string{}}
 	offset := 0
-	for i, line := range strings.SplitAfter(string(text), "\n") {
+	for i, line := range strings.SplitAfter(string(withoutPadding(text)), "\n") {
 		if err := v.parseLine(strings.TrimRight(line, "\r\n"), offset); err != nil {
 			return nil, fmt.Errorf("%w: line %d: %w", ErrFormat, i+1, err)
 		}
@@ -124,10 +124,16 @@ func checkText(text []byte) error {
 	if len(text) > maxDescriptor {
 		return fmt.Errorf("no VMDK descriptor: it is longer than %d bytes", maxDescriptor)
 	}
-	if i := bytes.IndexFunc(text, isBinary); i >= 0 {
+	if i := bytes.IndexFunc(withoutPadding(text), isBinary); i >= 0 {
 		return fmt.Errorf("no VMDK descriptor: control character at byte %d", i)
 	}
 	return nil
+}
+
+// withoutPadding is the text without the zero bytes that QEMU fills the last
+// sector with once it has written to the disk.
+func withoutPadding(text []byte) []byte {
+	return bytes.TrimRight(text, "\x00")
 }
 
 // isBinary tells characters that a text has no use for.
