@@ -38,9 +38,8 @@ type kdfCost struct {
 	Passes, Memory, Lanes uint32 // Memory in KiB
 }
 
-// defaultCost is the second recommendation of RFC 9106, section 4, with twice
-// the memory.
-var defaultCost = kdfCost{Passes: 3, Memory: 128 << 10, Lanes: 4}
+// defaultCost is the second recommendation of RFC 9106, section 4: 64 MiB.
+var defaultCost = kdfCost{Passes: 3, Memory: 64 << 10, Lanes: 4}
 
 // check bounds what a forged header can make us spend: about 1 GiB and some
 // ten seconds.

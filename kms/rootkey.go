@@ -2,6 +2,7 @@ package kms
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -36,7 +37,10 @@ func parseRootKey(text []byte) (*secret.Buffer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := hex.Decode(root.Bytes(), digits[:2*rootKeySize]); err != nil {
+	_, err = hex.Decode(root.Bytes(), digits[:2*rootKeySize])
+	again := formatRootKey(root)
+	defer secret.Wipe(again)
+	if err != nil || subtle.ConstantTimeCompare(again, text) == 0 {
 		root.Destroy()
 		return nil, fmt.Errorf("%w: not a root key file", ErrDamaged) // err quotes the key
 	}

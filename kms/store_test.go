@@ -157,6 +157,7 @@ func TestRootKeyFile(t *testing.T) {
 		"no newline":  good[:len(good)-1],
 		"long":        append(bytes.Clone(good), '\n'),
 		"other magic": bytes.Replace(good, []byte("key-1"), []byte("key-2"), 1),
+		"upper case":  append([]byte(rootKeyMagic), bytes.ToUpper(good[len(rootKeyMagic):])...),
 		"no hex":      append(bytes.Clone(good[:len(good)-2]), "g\n"...),
 	} {
 		t.Run(what, func(t *testing.T) {
