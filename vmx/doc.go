@@ -23,6 +23,7 @@
 // an encrypted disk without its record. [File.RemoveRecord] restores the file
 // byte for byte.
 //
-// Every value of a record has exactly one valid spelling. A record that was
-// damaged is refused, or differs in the fields that its authentication covers.
+// Every value of a record has exactly one valid spelling. A damaged record is
+// refused or reads as a different one, never as the one it was; that the fields
+// are genuine is for package dek to tell, by the MAC and the wrapped keys.
 package vmx
