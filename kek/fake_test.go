@@ -37,8 +37,7 @@ type fake struct {
 	seen []string // version and operation of each request
 }
 
-// startFake starts a fake key manager and a client of it, with timeouts short
-// enough to wait for.
+// startFake starts a fake key manager and a client of it.
 func startFake(t *testing.T, f *fake) *Cluster {
 	t.Helper()
 	if f.pki.CA == "" {
@@ -49,9 +48,10 @@ func startFake(t *testing.T, f *fake) *Cluster {
 	}
 	config := f.serverTLS(t)
 	f.address = listen(t, func(raw net.Conn) { f.serve(tls.Server(raw, config)) })
-	return quick(open(t, f.pki, f.address))
+	return open(t, f.pki, f.address)
 }
 
+// quick gives c timeouts short enough to wait for.
 func quick(c *Cluster) *Cluster {
 	c.dialTimeout = time.Second
 	c.timeouts = kmipwire.Timeouts{Handshake: time.Second, Idle: time.Second, Message: time.Second}

@@ -2,7 +2,6 @@ package kek
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -59,7 +58,7 @@ func (c *Cluster) connect(ctx context.Context, address string) (*session, error)
 	if err != nil {
 		return nil, &transportError{err}
 	}
-	s := &session{address: address, conn: kmipwire.NewConn(c.tlsClient(raw, address), c.timeouts)}
+	s := &session{address: address, conn: c.client(raw, address)}
 	if err := s.conn.Handshake(ctx); err != nil {
 		s.conn.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
@@ -77,12 +76,12 @@ func (c *Cluster) dialOne(ctx context.Context, address string) (net.Conn, error)
 	return c.dial(ctx, address)
 }
 
-// tlsClient puts TLS over raw; the server must prove to be the host of address,
-// which Open has checked.
-func (c *Cluster) tlsClient(raw net.Conn, address string) *tls.Conn {
+// client puts TLS and KMIP over raw; the server must prove to be the host of
+// address, which Open has checked.
+func (c *Cluster) client(raw net.Conn, address string) *kmipwire.Conn {
 	config := c.tls.Clone()
 	config.ServerName, _, _ = net.SplitHostPort(address)
-	return tls.Client(raw, config)
+	return kmipwire.Client(raw, config, c.timeouts)
 }
 
 // negotiate picks the newest version that both sides speak. Discover Versions

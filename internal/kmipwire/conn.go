@@ -48,11 +48,19 @@ func TLSConfig() *tls.Config {
 type Conn struct {
 	conn     net.Conn
 	timeouts Timeouts
+	received *received // nil unless made by Client
 }
 
 // NewConn takes charge of c, which Close closes.
 func NewConn(c net.Conn, t Timeouts) *Conn {
 	return &Conn{conn: c, timeouts: t}
+}
+
+// Client puts TLS over c, for the side that is given keys: Close also wipes what
+// package tls has received. Handshake comes next.
+func Client(c net.Conn, config *tls.Config, t Timeouts) *Conn {
+	r := &received{Conn: c}
+	return &Conn{conn: tls.Client(r, config), timeouts: t, received: r}
 }
 
 // Handshake completes the TLS handshake where the connection has one.
@@ -104,8 +112,14 @@ func (c *Conn) during(ctx context.Context, f func() error) error {
 	return err
 }
 
-// Close ends the connection.
-func (c *Conn) Close() error { return c.conn.Close() }
+// Close ends the connection. Nothing may be reading from it.
+func (c *Conn) Close() error {
+	err := c.conn.Close()
+	if c.received != nil {
+		c.received.wipe()
+	}
+	return err
+}
 
 // abort unblocks whoever reads or writes. It goes below TLS, which would try
 // to say goodbye first to a peer that may not listen.

@@ -189,3 +189,28 @@ func TestGrowLeavesNoCopy(t *testing.T) {
 		t.Error("the old buffer still holds the message")
 	}
 }
+
+func TestReceivedNotesEachBufferOnce(t *testing.T) {
+	first, second := make([]byte, 16), make([]byte, 16)
+	r := &received{Conn: zeros{}}
+	for _, b := range [][]byte{first[8:12], first[:4], first[12:], second[4:], nil, second} {
+		if _, err := r.Read(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(r.buffers) != 2 {
+		t.Errorf("%d buffers are noted, want 2", len(r.buffers))
+	}
+	for i := range first {
+		first[i], second[i] = 1, 1
+	}
+	r.wipe()
+	if !bytes.Equal(first, make([]byte, 16)) || !bytes.Equal(second, make([]byte, 16)) {
+		t.Errorf("left: %v %v", first, second)
+	}
+}
+
+// zeros is a connection that nothing but zeros comes from.
+type zeros struct{ net.Conn }
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }

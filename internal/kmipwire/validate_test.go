@@ -56,6 +56,7 @@ func TestValidateAccepts(t *testing.T) {
 		"siblings at depth 2": structure(structure(structure()), structure()),
 		"deepest":             nested(MaxDepth),
 		"longest":             structure(item(tag, 8, MaxMessage-16, make([]byte, MaxMessage-16)...)),
+		"most structures":     structure(bytes.Repeat(structure(), maxStructures-1)),
 		"most items":          structure(bytes.Repeat(item(tag, 8, 0), MaxItems-1)),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -77,6 +78,7 @@ var hostile = map[string][]byte{
 	"17 deep":                    nested(MaxDepth + 1),
 	"too long":                   structure(item(tag, 8, MaxMessage-8, make([]byte, MaxMessage-8)...)),
 	"too many items":             structure(bytes.Repeat(item(tag, 8, 0), MaxItems)),
+	"too many structures":        structure(bytes.Repeat(structure(), maxStructures)),
 	"too many steps":             bushy(),
 	"trailing bytes":             append(structure(), 0),
 	"second message":             append(structure(), structure()...),
@@ -171,8 +173,9 @@ func TestDecodingIsBounded(t *testing.T) {
 	for range MaxDepth - 2 {
 		deep = item(0x42000F, 1, uint32(len(deep)), deep...)
 	}
-	wide := bytes.Repeat(item(0x42000F, 1, 0), MaxItems-1)
-	for name, msg := range map[string][]byte{"deep": structure(deep), "wide": structure(wide)} {
+	wide := bytes.Repeat(item(0x42000F, 1, 0), maxStructures-1)
+	many := item(0x42000F, 1, 8*(MaxItems-2), bytes.Repeat(item(0x420093, 8, 0), MaxItems-2)...)
+	for name, msg := range map[string][]byte{"deep": structure(deep), "wide": structure(wide), "many": structure(many)} {
 		if err := Validate(msg); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
