@@ -1,6 +1,14 @@
 // Package image gives every disk format one face: random access to the
 // disk's sectors, with its size, its holes, discard and flush.
 //
+//	disk, err := image.Open("web01.vmdk", image.VMDK, image.ReadOnly)
+//	copied, err := image.Create("web01-copy.img", disk.Size())
+//	err = image.Copy(ctx, copied, disk, nil)
+//	err = copied.Flush()
+//
+// An open disk is locked as QEMU locks its images: what is being copied cannot
+// change, and no virtual machine starts on what is being written.
+//
 // The format of a disk comes from its descriptor or from the user, never from
 // the disk's own bytes: a guest writes those, and could make a raw disk look
 // like a format that names other files of the host.
@@ -10,7 +18,8 @@ import "io"
 
 // Disk is the content of a virtual disk as random-access storage. Offsets and
 // lengths are in bytes. Reads and writes may be unaligned and concurrent; those
-// that lie partly outside the disk fail without changing anything.
+// that lie partly outside the disk fail without changing anything, and so do
+// the other methods.
 type Disk interface {
 	io.ReaderAt
 	io.WriterAt

@@ -12,6 +12,7 @@ import (
 // Format says how a disk lies in its file.
 type Format string
 
+// The formats.
 const (
 	Raw  Format = "raw"  // the sectors as they are, in a regular file or a block device
 	VMDK Format = "vmdk" // a text descriptor beside one flat extent
@@ -20,6 +21,7 @@ const (
 // Mode says what an opened disk is for, and so what others may do meanwhile.
 type Mode int
 
+// The modes.
 const (
 	ReadOnly  Mode = iota // others may read the disk, nobody may change it
 	ReadWrite             // nobody else may use the disk

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -95,7 +96,7 @@ func (f *File) checkByte(fd int, b int64) error {
 // locks is no way around them: what is copied or changed while a virtual
 // machine runs on it is lost.
 func (f *File) lockError(fd int, err error) error {
-	if err == unix.EAGAIN || err == unix.EACCES {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return f.inUse(fd)
 	}
 	return fmt.Errorf("cannot lock %s, so cannot know that no virtual machine uses it: %w; "+

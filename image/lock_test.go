@@ -88,7 +88,7 @@ func hold(t *testing.T, ready, input, tool string, args ...string) {
 	t.Cleanup(func() {
 		timer.Stop()
 		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Wait() // it was killed
 	})
 	if _, err := io.WriteString(stdin, input); err != nil {
 		t.Fatal(err)
@@ -264,7 +264,9 @@ func loopDevice(t *testing.T, path string) string {
 		t.Skip("cannot make a block device:", err)
 	}
 	t.Cleanup(func() {
-		unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0)
+		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			t.Error(err)
+		}
 		device.Close()
 	})
 	return device.Name()

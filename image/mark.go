@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -26,11 +27,11 @@ func (f *File) DiskUUID() (id string, ok bool, err error) {
 		return err
 	})
 	switch {
-	case err == unix.ENODATA || noMarks(err):
+	case errors.Is(err, unix.ENODATA) || noMarks(err):
 		return "", false, nil
-	case err != nil && err != unix.ERANGE:
+	case err != nil && !errors.Is(err, unix.ERANGE):
 		return "", false, f.markError("read", err)
-	case err == unix.ERANGE || !isUUID(string(value[:n])):
+	case err != nil || !isUUID(string(value[:n])):
 		return "", false, fmt.Errorf("%s: %w: attribute %s is no disk UUID", f.DataPath(), ErrFormat, mark)
 	}
 	return string(value[:n]), true, nil
@@ -61,7 +62,7 @@ func (f *File) changeMark(verb string, change func(fd int) error) error {
 	if err := f.writable(0, 0); err != nil {
 		return err
 	}
-	if err := f.control(change); err != nil && err != unix.ENODATA && !noMarks(err) {
+	if err := f.control(change); err != nil && !errors.Is(err, unix.ENODATA) && !noMarks(err) {
 		return f.markError(verb, err)
 	}
 	return nil
@@ -69,7 +70,7 @@ func (f *File) changeMark(verb string, change func(fd int) error) error {
 
 // noMarks tells the errors of a file system without extended attributes.
 func noMarks(err error) bool {
-	return err == unix.ENOTSUP || err == unix.ENOSYS
+	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS)
 }
 
 func (f *File) markError(verb string, err error) error {

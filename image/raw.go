@@ -127,7 +127,7 @@ func (f *File) ReadAt(p []byte, offset int64) (int, error) {
 		return 0, err
 	}
 	n, err := f.file.ReadAt(p, offset)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = f.shrunk()
 	}
 	return n, err
@@ -231,7 +231,7 @@ func mapHoles(fd int, offset, end int64) ([]Extent, error) {
 	var extents []Extent
 	for hole := true; offset < end; hole = !hole {
 		next, err := seek(fd, offset, hole)
-		if err == unix.ENXIO { // no data from here to the end of the file
+		if errors.Is(err, unix.ENXIO) { // no data from here to the end of the file
 			next, err = end, nil
 		}
 		if err != nil {

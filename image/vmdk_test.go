@@ -95,7 +95,7 @@ func TestParseVMDKRefuses(t *testing.T) {
 		"longer than 65536":           qemuVMDK + strings.Repeat("#\n", 32<<10),
 		`version ""`:                  replaced(qemuVMDK, "version=1", ""),
 		`version "9"`:                 replaced(qemuVMDK, "version=1", "version=9"),
-		"version is there twice":      replaced(qemuVMDK, "version=1", "version=1\nversion=1"),
+		"version is there twice":      replaced(qemuVMDK, "version=1", "version=1\nversion=2"),
 		"createType is there twice":   replaced(qemuVMDK, "ddb.adapterType", "createType"),
 		`createType "twoGbMaxExtent`:  replaced(qemuVMDK, "monolithicFlat", "twoGbMaxExtentFlat"),
 		`createType "streamOptimized`: replaced(qemuVMDK, "monolithicFlat", "streamOptimized"),

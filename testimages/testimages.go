@@ -1,6 +1,9 @@
 // Package testimages makes sample disks: partitioned ones with file systems
 // full of files of awkward sizes, a CD, a disk that boots, thin disks, and a
-// virtual machine of three disks.
+// virtual machine of three disks. From the command line:
+//
+//	go run ./testimages/generate --out DIR
+//	cd DIR && sha256sum -c .../testimages/SHA256SUMS
 //
 // They are made of nothing but a seed. The same seed gives the same bytes on
 // every machine and every day; SHA256SUMS records those of seed 1. Each
@@ -65,9 +68,9 @@ func Generate(dir string, seed int64) error {
 	return nil
 }
 
-func withoutVolumes(make func(string, int64) ([]Volume, error)) func(string, int64) error {
+func withoutVolumes(generate func(string, int64) ([]Volume, error)) func(string, int64) error {
 	return func(path string, seed int64) error {
-		_, err := make(path, seed)
+		_, err := generate(path, seed)
 		return err
 	}
 }
