@@ -123,7 +123,12 @@ func New() (*secret.Buffer, error) { return secret.Random(Size) }
 
 // Wrap encrypts the 64-byte key under the 32-byte kek, bound to b. The result
 // has WrappedSize bytes and differs each time.
-func Wrap(key, kek *secret.Buffer, b Binding) ([]byte, error) {
+func Wrap(key, kek *secret.Buffer, b Binding) (wrapped []byte, err error) {
+	secret.Do(func() { wrapped, err = wrap(key, kek, b) })
+	return wrapped, err
+}
+
+func wrap(key, kek *secret.Buffer, b Binding) ([]byte, error) {
 	if key.Len() != Size {
 		return nil, fmt.Errorf("wrap data key: it has %d bytes, want %d", key.Len(), Size)
 	}
@@ -158,7 +163,12 @@ func seal(key, kek *secret.Buffer, b Binding) ([]byte, error) {
 // Unwrap gives the DEK in wrapped. The caller destroys it. Errors are
 // ErrVersion, ErrWrongKEK, or ErrTampered: any change to wrapped or b under the
 // right kek is ErrTampered, except to the version.
-func Unwrap(wrapped []byte, kek *secret.Buffer, b Binding) (*secret.Buffer, error) {
+func Unwrap(wrapped []byte, kek *secret.Buffer, b Binding) (key *secret.Buffer, err error) {
+	secret.Do(func() { key, err = unwrap(wrapped, kek, b) })
+	return key, err
+}
+
+func unwrap(wrapped []byte, kek *secret.Buffer, b Binding) (*secret.Buffer, error) {
 	if err := checkShape(wrapped); err != nil {
 		return nil, err
 	}
@@ -241,7 +251,12 @@ type State struct {
 }
 
 // MAC gives 32 bytes that authenticate s to those who have the DEK key.
-func MAC(key *secret.Buffer, s State) ([]byte, error) {
+func MAC(key *secret.Buffer, s State) (mac []byte, err error) {
+	secret.Do(func() { mac, err = makeMAC(key, s) })
+	return mac, err
+}
+
+func makeMAC(key *secret.Buffer, s State) ([]byte, error) {
 	if key.Len() != Size {
 		return nil, fmt.Errorf("authenticate disk state: data key has %d bytes, want %d", key.Len(), Size)
 	}
