@@ -17,6 +17,9 @@ const (
 	// copyAlign is what the borders of data and holes are rounded to, so that
 	// an encrypted disk need not read a crypto sector to write a part of it.
 	copyAlign = 4096
+	// copyHole bounds what is discarded at a time: a disk that fills its holes
+	// takes long over it. It is a multiple of copyAlign.
+	copyHole = 64 << 20
 	// copyWorkers is how many pieces are on the way at once.
 	copyWorkers = 4
 )
@@ -83,7 +86,7 @@ func cut(extents []Extent, offset, end int64) []Extent {
 		}
 		if e.Hole && hole < holeEnd {
 			pieces = appendData(pieces, offset, hole)
-			pieces = append(pieces, Extent{Offset: hole, Length: holeEnd - hole, Hole: true})
+			pieces = appendHole(pieces, hole, holeEnd)
 			offset = holeEnd
 		}
 	}
@@ -99,6 +102,16 @@ func appendData(pieces []Extent, offset, end int64) []Extent {
 	for offset < end {
 		n := min(copyPiece-offset%copyPiece, end-offset)
 		pieces = append(pieces, Extent{Offset: offset, Length: n})
+		offset += n
+	}
+	return pieces
+}
+
+// appendHole appends the hole from offset to end, in pieces.
+func appendHole(pieces []Extent, offset, end int64) []Extent {
+	for offset < end {
+		n := min(copyHole, end-offset)
+		pieces = append(pieces, Extent{Offset: offset, Length: n, Hole: true})
 		offset += n
 	}
 	return pieces

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 
@@ -54,10 +57,30 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 		return nil, fmt.Errorf("%w %q: the configuration has only %s",
 			agent.ErrAlias, alias, strings.Join(e.config.AliasNames(), ", "))
 	}
-	if e.isLocal(alias) {
-		return kek.Open(alias, cfg, e.home.Dial)
+	return kek.Open(alias, cfg, e.dialer(alias))
+}
+
+func (e *environment) dialer(alias string) kek.DialFunc {
+	switch {
+	case e.isLocal(alias):
+		return e.home.Dial
+	case alias == config.LocalAlias && !e.home.Exists():
+		return e.dialLost
 	}
-	return kek.Open(alias, cfg, nil)
+	return nil
+}
+
+// errLost: the local key manager does not answer and is not in its place either.
+var errLost = errors.New("the key manager of this host is missing")
+
+// dialLost connects to a key manager that goes by the local one's name: it runs
+// elsewhere, or is lost.
+func (e *environment) dialLost(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	}
+	return conn, nil
 }
 
 // isLocal tells whether an alias leads to this host's own key manager: it has the

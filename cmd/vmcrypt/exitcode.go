@@ -86,6 +86,7 @@ var hints = []struct {
 	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
 	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},
+	{errLost, "\"vmcrypt kms restore\" brings the key manager back from a backup; nothing else can"},
 	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
 	{syscall.ENOSPC, "make room or choose another --output; nothing was left behind"},
 	{fs.ErrPermission, "run as a user who may open it"},

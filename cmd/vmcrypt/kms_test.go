@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/pykmip"
+)
+
+func TestInitOverwritesNothing(t *testing.T) {
+	h := newHome(t)
+	for _, path := range []string{"config.yaml", "client.key", "kms/root.key", "kms/store.db", "kms/ca.key"} {
+		if info, err := os.Stat(filepath.Join(h.dir, path)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600", path, info, err)
+		}
+	}
+	before := sums(t, h.dir)
+	h.fails(exitFailure, []string{h.dir}, "init")
+	if sums(t, h.dir) != before {
+		t.Error("init changed an existing home")
+	}
+}
+
+// serveKMS starts "vmcrypt kms serve" and waits until it listens.
+func (h *home) serveKMS() {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := h.command(ctx, "kms", "serve", "--listen", "127.0.0.1:0")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != exitDone {
+			h.t.Errorf("kms serve: exit code %d", code)
+		}
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "listening") {
+		h.t.Fatalf("kms serve: %q, %v", line, err)
+	}
+}
+
+func TestServedAndUnserved(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	smallImage(t, at("disk.img"))
+	h.ok("encrypt", at("disk.img"), "--output", at("before"))
+	h.serveKMS()
+	h.ok("encrypt", at("disk.img"), "--output", at("while"))
+	h.ok("decrypt", at("before"), "--output", at("back1"))
+	h.ok("decrypt", at("while"), "--output", at("back2"))
+	for _, name := range []string{"back1", "back2"} {
+		if sum(t, at(name)) != sum(t, at("disk.img")) {
+			t.Errorf("%s differs", name)
+		}
+	}
+	h.fails(exitFailure, nil, "kms", "serve", "--listen", "127.0.0.1:0") // one is enough
+}
+
+// TestManyCommandsAtOnce: the store is held open for a KMIP exchange only.
+func TestManyCommandsAtOnce(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.img")
+	smallImage(t, path)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			enc, dec := fmt.Sprintf("%s.enc%d", path, i), fmt.Sprintf("%s.dec%d", path, i)
+			if r := h.run("encrypt", path, "--output", enc); r.code != exitDone {
+				t.Errorf("encrypt: %s", r.stderr)
+			}
+			if r := h.run("decrypt", enc, "--output", dec); r.code != exitDone {
+				t.Errorf("decrypt: %s", r.stderr)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOneKEKForTwoRuns(t *testing.T) {
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	h.ok("encrypt", path, "--output", path+".1")
+	first := parseJSON[agent.Status](t, h.ok("status", "--json", path+".1")).Disks[0]
+	h.ok("encrypt", path, "--output", path+".2", "--kek", first.Recipients[0].KEKID)
+	second := parseJSON[agent.Status](t, h.ok("status", "--json", path+".2")).Disks[0]
+	if first.Recipients[0] != second.Recipients[0] || first.DiskUUID == second.DiskUUID {
+		t.Errorf("%+v and %+v", first, second)
+	}
+	if sum(t, path+".1") == sum(t, path+".2") {
+		t.Error("two disks have the same ciphertext, so the same DEK")
+	}
+}
+
+func TestBackupAndRestore(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	smallImage(t, at("disk.img"))
+	write(t, at("passphrase"), []byte("correct horse battery staple\n"))
+	write(t, at("wrong"), []byte("wrong horse\n"))
+	if r := h.run("encrypt", at("disk.img"), "--output", at("enc")); !strings.Contains(r.stderr, "backup is due") {
+		t.Errorf("the first encryption says nothing of a backup: %q", r.stderr)
+	}
+	if s := h.kmsStatus(); s.Backup.Last != nil || !s.Backup.Due {
+		t.Errorf("before the backup: %+v", s.Backup)
+	}
+	h.serveKMS()
+	h.ok("kms", "backup", at("backup"), "--passphrase-file", at("passphrase"))
+	if s := h.kmsStatus(); s.Backup.Last == nil || s.Backup.Due {
+		t.Errorf("after the backup: %+v", s.Backup)
+	}
+	h.fails(exitFailure, []string{"backup"}, "kms", "backup", at("backup"), "--passphrase-file", at("passphrase"))
+
+	other := emptyHome(t)
+	other.fails(exitFailure, []string{"passphrase"}, "kms", "restore", at("backup"), "--passphrase-file", at("wrong"))
+	other.ok("kms", "restore", at("backup"), "--passphrase-file", at("passphrase"))
+	other.ok("decrypt", at("enc"), "--output", at("back"))
+	if sum(t, at("back")) != sum(t, at("disk.img")) {
+		t.Error("the disk came back wrong")
+	}
+	other.fails(exitFailure, []string{other.dir}, "kms", "restore", at("backup"), "--passphrase-file", at("passphrase"))
+}
+
+func (h *home) kmsStatus() kmsReport {
+	h.t.Helper()
+	return parseJSON[kmsReport](h.t, h.ok("kms", "status", "--json"))
+}
+
+func TestKMSStatus(t *testing.T) {
+	h := newHome(t)
+	s := h.kmsStatus()
+	if len(s.Aliases) != 1 || s.Aliases[0].Alias != "local" || len(s.Aliases[0].Servers) != 1 {
+		t.Fatalf("%+v", s)
+	}
+	if srv := s.Aliases[0].Servers[0]; srv.State != "ok" || srv.Version != "1.4" || srv.LatencyMs <= 0 || srv.Error != "" {
+		t.Errorf("%+v", srv)
+	}
+}
+
+// TestWrongKEK: another key manager gives another key by the same name.
+func TestLostKeyManager(t *testing.T) {
+	h, other := newHome(t), newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	h.ok("encrypt", path, "--output", path+".enc")
+	other.fails(exitKey, []string{"no such key"}, "decrypt", path+".enc", "--output", path+".dec")
+	if err := os.RemoveAll(filepath.Join(h.dir, "kms")); err != nil {
+		t.Fatal(err)
+	}
+	h.fails(exitNoKeyManager, []string{"kms restore"}, "decrypt", path+".enc", "--output", path+".dec")
+	if _, err := os.Stat(filepath.Join(h.dir, "kms")); err == nil {
+		t.Error("decrypt made a key manager")
+	}
+}
+
+func TestPyKMIPInPlaceOfOurs(t *testing.T) {
+	server := pykmip.Start(t)
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	h.configure("local", server.Address, server.ClientCert, server.ClientKey, server.CA)
+	h.ok("encrypt", path, "--output", path+".enc")
+	h.ok("decrypt", path+".enc", "--output", path+".dec")
+	if sum(t, path) != sum(t, path+".dec") {
+		t.Error("the disk came back wrong")
+	}
+	if s := h.kmsStatus().Aliases[0].Servers[0]; s.State != "ok" || s.Address != server.Address {
+		t.Errorf("%+v", s)
+	}
+}
