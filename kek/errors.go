@@ -200,12 +200,11 @@ func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
 type unavailable struct{ faults []*fault }
 
 func (u *unavailable) Error() string {
-	var b strings.Builder
-	b.WriteString(ErrUnavailable.Error())
-	for _, f := range u.faults {
-		fmt.Fprintf(&b, "; %s: %s", f.address, f)
+	texts := make([]string, len(u.faults))
+	for i, f := range u.faults {
+		texts[i] = f.address + ": " + f.Error()
 	}
-	return b.String()
+	return fmt.Sprintf("%s: %s", ErrUnavailable, strings.Join(texts, "; "))
 }
 
 func (u *unavailable) Unwrap() []error {

@@ -121,12 +121,12 @@ var unfit = map[string]struct {
 	edit func(kmip14.Operation, *kmipwire.ResponseMessage)
 	want error
 }{
-	"no result": {func(op kmip14.Operation, r *kmipwire.ResponseMessage) { r.BatchItem = nil }, ErrUnavailable},
-	"two results": {func(op kmip14.Operation, r *kmipwire.ResponseMessage) {
+	"no result": {func(_ kmip14.Operation, r *kmipwire.ResponseMessage) { r.BatchItem = nil }, ErrUnavailable},
+	"two results": {func(_ kmip14.Operation, r *kmipwire.ResponseMessage) {
 		r.BatchItem = append(r.BatchItem, r.BatchItem[0])
 	}, ErrUnavailable},
-	"wrong count": {func(op kmip14.Operation, r *kmipwire.ResponseMessage) { r.ResponseHeader.BatchCount = 2 }, ErrUnavailable},
-	"no version": {func(op kmip14.Operation, r *kmipwire.ResponseMessage) {
+	"wrong count": {func(_ kmip14.Operation, r *kmipwire.ResponseMessage) { r.ResponseHeader.BatchCount = 2 }, ErrUnavailable},
+	"no version": {func(_ kmip14.Operation, r *kmipwire.ResponseMessage) {
 		r.ResponseHeader.ProtocolVersion.ProtocolVersionMajor = 0
 	}, ErrUnavailable},
 	"other operation": {item(kmip14.OperationGet, func(i *kmipwire.ResponseBatchItem) {
@@ -605,4 +605,36 @@ func TestOpenRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzAnswer: no answer to Get panics, or yields something else than 32 bytes.
+func FuzzAnswer(f *testing.F) {
+	server := &fake{}
+	for name := range unfit {
+		resp := kmipwire.ResponseMessage{
+			ResponseHeader: kmipwire.ResponseHeader{ProtocolVersion: kmipwire.Versions()[0], BatchCount: 1},
+			BatchItem: []kmipwire.ResponseBatchItem{{
+				Operation: kmip14.OperationGet, ResponsePayload: server.payload(kmip14.OperationGet),
+			}},
+		}
+		unfit[name].edit(kmip14.OperationGet, &resp)
+		msg, err := kmipwire.Marshal(resp)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(msg)
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		key, err := takeKey(bytes.Clone(msg), "7") // the fuzzer's own must stay
+		if (err == nil) != (key != nil) {
+			t.Fatalf("key %v, error %v", key, err)
+		}
+		if key == nil {
+			return
+		}
+		defer key.Destroy()
+		if key.Len() != keySize {
+			t.Errorf("a key of %d bytes", key.Len())
+		}
+	})
 }

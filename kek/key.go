@@ -154,8 +154,7 @@ func (s *session) get(ctx context.Context, id string) (*Key, error) {
 // clarify asks for the state of a key that a server has refused to give, since
 // servers differ in how they refuse one that is destroyed.
 func (s *session) clarify(ctx context.Context, id string, err error) error {
-	var refused *refusal
-	if !errors.As(err, &refused) {
+	if _, ok := errors.AsType[*refusal](err); !ok {
 		return err
 	}
 	if _, stateErr := s.state(ctx, id); errors.Is(stateErr, ErrDestroyed) {
@@ -164,16 +163,21 @@ func (s *session) clarify(ctx context.Context, id string, err error) error {
 	return err
 }
 
-// material fetches the bytes of a key, and wipes the message they came in.
+// material fetches the bytes of a key.
 func (s *session) material(ctx context.Context, id string) (*secret.Buffer, error) {
 	req := kmipwire.GetRequest{UniqueIdentifier: id, KeyFormatType: kmip14.KeyFormatTypeRaw}
-	msg, payload, err := s.exchange(ctx, kmip14.OperationGet, req)
-	defer kmipwire.Wipe(msg)
+	msg, err := s.ask(ctx, kmip14.OperationGet, req)
 	if err != nil {
 		return nil, err
 	}
+	return takeKey(msg, id)
+}
+
+// takeKey takes the key with the given ID out of msg, which it wipes.
+func takeKey(msg []byte, id string) (*secret.Buffer, error) {
+	defer kmipwire.Wipe(msg)
 	var resp kmipwire.GetResponse
-	if err := kmipwire.UnmarshalPayload(payload, &resp); err != nil {
+	if err := decode(msg, kmip14.OperationGet, &resp); err != nil {
 		return nil, err
 	}
 	if err := sameID(resp.UniqueIdentifier, id); err != nil {

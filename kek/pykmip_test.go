@@ -38,6 +38,7 @@ func TestPyKMIP(t *testing.T) {
 		t.Run("KMIP "+version.String(), func(t *testing.T) { testVersion(t, c, server.Address, version) })
 	}
 	t.Run("life of a key", func(t *testing.T) { testLife(t, c) })
+	t.Run("keys leave memory", func(t *testing.T) { testMemory(t, c) })
 	t.Run("unknown key", func(t *testing.T) {
 		if _, err := c.Get(t.Context(), "4711"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("got %v, want ErrNotFound", err)

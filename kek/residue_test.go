@@ -8,15 +8,12 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"github.com/vmcrypt/vmcrypt/internal/pykmip"
 )
 
-// TestKeysLeaveMemory looks for a key in all of this process's memory. The key
-// manager must be another process.
-func TestKeysLeaveMemory(t *testing.T) {
-	server := pykmip.Start(t)
-	key, err := open(t, server.PKI, server.Address).Create(t.Context())
+// testMemory looks for a key in all of this process's memory. The key manager
+// must be another process.
+func testMemory(t *testing.T, c *Cluster) {
+	key, err := c.Create(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,32 +112,27 @@ func (s *session) negotiate(ctx context.Context) error {
 // call has the server do one operation and decodes the answer into response,
 // which must be of a type without key material.
 func (s *session) call(ctx context.Context, op kmip14.Operation, request, response any) error {
-	_, payload, err := s.exchange(ctx, op, request)
+	msg, err := s.ask(ctx, op, request)
 	if err != nil {
 		return err
 	}
-	return kmipwire.UnmarshalPayload(payload, response)
+	return decode(msg, op, response)
 }
 
-// exchange sends one operation and returns the message that answers it, for the
-// caller to wipe where it holds a key, and the payload in it.
-func (s *session) exchange(ctx context.Context, op kmip14.Operation, request any) (msg []byte, payload any, err error) {
+// ask sends one operation and returns the message that comes back.
+func (s *session) ask(ctx context.Context, op kmip14.Operation, request any) ([]byte, error) {
 	out, err := kmipwire.Marshal(kmipwire.RequestMessage{
 		RequestHeader: kmipwire.RequestHeader{ProtocolVersion: s.version, BatchCount: 1},
 		BatchItem:     []kmipwire.RequestBatchItem{{Operation: op, RequestPayload: request}},
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	msg, err = s.roundTrip(ctx, out)
+	msg, err := s.roundTrip(ctx, out)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	payload, err = answer(msg, op)
-	if err != nil {
-		return msg, nil, fmt.Errorf("%s: %w", op, err)
-	}
-	return msg, payload, nil
+	return msg, nil
 }
 
 // roundTrip sends a message and reads the next. A server that refuses the
@@ -155,28 +150,34 @@ func (s *session) roundTrip(ctx context.Context, out []byte) ([]byte, error) {
 	return nil, &transportError{err}
 }
 
-// answer decodes msg, and returns its payload if it is the answer to op and
-// says that op was done.
-func answer(msg []byte, op kmip14.Operation) (any, error) {
+// decode decodes msg into response if it is the answer to op and says that op
+// was done.
+func decode(msg []byte, op kmip14.Operation, response any) error {
 	var resp kmipwire.ResponseMessage
 	if err := kmipwire.Unmarshal(msg, &resp); err != nil {
-		return nil, err
+		return fmt.Errorf("%s: %w", op, err)
 	}
+	if err := checkAnswer(&resp, op); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return kmipwire.UnmarshalPayload(resp.BatchItem[0].ResponsePayload, response)
+}
+
+func checkAnswer(resp *kmipwire.ResponseMessage, op kmip14.Operation) error {
 	if v := resp.ResponseHeader.ProtocolVersion; v.ProtocolVersionMajor != 1 {
-		return nil, fmt.Errorf("%w: in KMIP %s", errProtocol, v)
+		return fmt.Errorf("%w: in KMIP %s", errProtocol, v)
 	}
 	if resp.ResponseHeader.BatchCount != 1 || len(resp.BatchItem) != 1 {
-		return nil, fmt.Errorf("%w: %d results for one operation", errProtocol, len(resp.BatchItem))
+		return fmt.Errorf("%w: %d results for one operation", errProtocol, len(resp.BatchItem))
 	}
 	item := &resp.BatchItem[0]
-	if item.ResultStatus == kmip14.ResultStatusOperationFailed {
-		return nil, &refusal{reason: item.ResultReason, message: item.ResultMessage}
+	switch {
+	case item.ResultStatus == kmip14.ResultStatusOperationFailed:
+		return &refusal{reason: item.ResultReason, message: item.ResultMessage}
+	case item.ResultStatus != kmip14.ResultStatusSuccess:
+		return fmt.Errorf("%w: result status %d", errProtocol, item.ResultStatus)
+	case item.Operation != op:
+		return fmt.Errorf("%w: a result of operation %d", errProtocol, item.Operation)
 	}
-	if item.ResultStatus != kmip14.ResultStatusSuccess {
-		return nil, fmt.Errorf("%w: result status %d", errProtocol, item.ResultStatus)
-	}
-	if item.Operation != op {
-		return nil, fmt.Errorf("%w: a result of operation %d", errProtocol, item.Operation)
-	}
-	return item.ResponsePayload, nil
+	return nil
 }
