@@ -62,7 +62,7 @@ func unlock(ctx context.Context, keys *keyring, d Disk, f *image.File) (image.Di
 	defer key.Destroy()
 	// Only now is the recorded size known to be true.
 	if f.Size() != d.Record.Size {
-		return nil, fmt.Errorf("%s has %d bytes, but %d were encrypted: the file was cut or replaced",
+		return nil, fmt.Errorf("%s has %d bytes, but %d were encrypted: the file was cut or grown",
 			f.DataPath(), f.Size(), d.Record.Size)
 	}
 	return decrypted(f, key, d.Record)
