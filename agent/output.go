@@ -28,6 +28,9 @@ type output struct {
 
 func newOutput(t *Target, path string) (*output, error) {
 	o := &output{path: filepath.Clean(path), bare: t.bare, names: make(map[string]string)}
+	if info, err := os.Stat(filepath.Dir(o.path)); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("%w: %s: there is no folder %s", ErrOutput, path, filepath.Dir(o.path))
+	}
 	if t.bare {
 		return o, o.planImage(t.Disks[0])
 	}

@@ -109,7 +109,7 @@ func TestExistingOutputIsKept(t *testing.T) {
 	}
 	write(t, at("out"), []byte("precious"))
 	h.fails(exitFailure, []string{"out"}, "decrypt", at("enc.img"), "--output", at("out"))
-	h.fails(exitFailure, []string{"no-such-folder"}, "decrypt", at("enc.img"), "--output", at("no-such-folder/out"))
+	h.fails(exitFailure, []string{"no folder", "no-such-folder"}, "decrypt", at("enc.img"), "--output", at("no-such-folder/out"))
 }
 
 func TestNoPermission(t *testing.T) {
@@ -290,4 +290,35 @@ func TestBadConfiguration(t *testing.T) {
 		})
 	}
 	h.fails(exitFailure, []string{"none.yaml", "vmcrypt init"}, "kms", "status", "--config", "none.yaml")
+}
+
+// TestNobodyReads closes the pipe that a conversion writes its progress to.
+func TestNobodyReads(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.img")
+	write(t, path, nil)
+	if err := os.Truncate(path, 8<<30); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := h.command(ctx, "encrypt", path, "--holes", "fill", "--json", "--output", path+".enc")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	out.Close()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitFailure {
+		t.Errorf("%v, want exit code %d", err, exitFailure)
+	}
+	if got := names(t, dir); len(got) != 1 {
+		t.Errorf("left behind: %v", got)
+	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -28,7 +30,7 @@ func decrypt(c *cli.Context) error {
 		return err
 	}
 	opts := agent.DecryptOptions{Output: c.String("output"), Disks: c.StringSlice("disk")}
-	return showResult(c, e, "decrypt", func(h *agent.Host) (*agent.Status, error) {
-		return h.Decrypt(c.Context, t, opts)
+	return showResult(c, e, "decrypt", func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
+		return h.Decrypt(ctx, t, opts)
 	})
 }

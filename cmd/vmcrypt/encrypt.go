@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -57,8 +58,8 @@ func encrypt(c *cli.Context) error {
 	if opts.Alias, err = e.alias(c); err != nil {
 		return err
 	}
-	if err := showResult(c, e, "encrypt", func(h *agent.Host) (*agent.Status, error) {
-		return h.Encrypt(c.Context, t, opts)
+	if err := showResult(c, e, "encrypt", func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
+		return h.Encrypt(ctx, t, opts)
 	}); err != nil {
 		return err
 	}

@@ -56,6 +56,7 @@ var codes = []struct {
 	{kek.ErrDenied, exitKey},
 	{kek.ErrDestroyed, exitKey},
 	{kek.ErrInactive, exitKey},
+	{kek.ErrUnsuitable, exitKey},
 	{kek.ErrUnavailable, exitNoKeyManager},
 }
 

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
@@ -74,17 +76,33 @@ func kmsStatus(c *cli.Context) error {
 func (e *environment) kmsReport(ctx context.Context, aliases []string) (*kmsReport, error) {
 	r := &kmsReport{Aliases: []aliasReport{}}
 	for _, alias := range aliases {
-		cluster, err := e.cluster(alias)
+		a, err := e.aliasReport(ctx, alias)
 		if err != nil {
 			return nil, err
-		}
-		a := aliasReport{Alias: alias}
-		for _, s := range cluster.Status(ctx) {
-			a.Servers = append(a.Servers, serverOf(s))
 		}
 		r.Aliases = append(r.Aliases, a)
 	}
 	return r, e.addBackup(ctx, r)
+}
+
+// aliasReport asks the servers of an alias. One whose certificates can't be read
+// does not keep the others from being asked.
+func (e *environment) aliasReport(ctx context.Context, alias string) (aliasReport, error) {
+	a := aliasReport{Alias: alias, Servers: []serverReport{}}
+	cluster, err := e.cluster(alias)
+	if errors.Is(err, agent.ErrAlias) {
+		return a, err
+	}
+	if err != nil {
+		for _, s := range e.config.Aliases[alias].Servers {
+			a.Servers = append(a.Servers, serverReport{Address: s.Address, State: "misconfigured", Error: err.Error()})
+		}
+		return a, nil
+	}
+	for _, s := range cluster.Status(ctx) {
+		a.Servers = append(a.Servers, serverOf(s))
+	}
+	return a, nil
 }
 
 func serverOf(s kek.ServerStatus) serverReport {

@@ -17,6 +17,7 @@ import (
 var version = "development"
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // it would end the process before it has cleaned up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	os.Exit(run(ctx, os.Args))
@@ -29,6 +30,9 @@ func run(ctx context.Context, args []string) int {
 	err := app.RunContext(ctx, args)
 	if err == nil {
 		return exitDone
+	}
+	if errors.Is(err, syscall.EPIPE) {
+		return exitFailure // who reads no more needs no message
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -17,12 +18,17 @@ import (
 const interval = 200 * time.Millisecond
 
 // showResult runs a conversion, shows how far it has come, and what came of it.
-func showResult(c *cli.Context, e *environment, operation string, convert func(*agent.Host) (*agent.Status, error)) error {
-	p := newProgress(c)
+func showResult(c *cli.Context, e *environment, operation string, convert func(context.Context, *agent.Host) (*agent.Status, error)) error {
+	ctx, cancel := context.WithCancelCause(c.Context)
+	defer cancel(nil)
+	p := newProgress(c, cancel)
 	h := e.host()
 	h.Report = p.report
-	result, err := convert(h)
+	result, err := convert(ctx, h)
 	p.end()
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
 	if err != nil {
 		return err
 	}
@@ -45,11 +51,12 @@ type progress struct {
 	bar   *progressbar.ProgressBar
 	lines io.Writer
 	last  time.Time
+	fail  func(error) // ends the conversion when nobody reads its lines
 }
 
-func newProgress(c *cli.Context) *progress {
+func newProgress(c *cli.Context, fail func(error)) *progress {
 	if c.Bool("json") {
-		return &progress{lines: c.App.Writer}
+		return &progress{lines: c.App.Writer, fail: fail}
 	}
 	if !term.IsTerminal(int(os.Stderr.Fd())) {
 		return &progress{}
@@ -72,12 +79,14 @@ func (p *progress) report(now agent.Progress) {
 		p.bar.Set64(now.Done)
 	case p.lines != nil && (now.Done == now.Total || time.Since(p.last) >= interval):
 		p.last = time.Now()
-		writeJSON(p.lines, struct {
+		if err := writeJSON(p.lines, struct {
 			Type  string `json:"type"`
 			Node  string `json:"node"`
 			Done  int64  `json:"doneBytes"`
 			Total int64  `json:"totalBytes"`
-		}{"progress", now.Node, now.Done, now.Total})
+		}{"progress", now.Node, now.Done, now.Total}); err != nil {
+			p.fail(err)
+		}
 	}
 }
 
