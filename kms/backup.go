@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"time"
 
@@ -96,35 +97,34 @@ func (a *archive) open() (census, error) {
 	return c, errors.Join(err, s.close())
 }
 
-// snapshot copies the store, which holds sealed keys only, into memory.
-func (h Home) snapshot(ctx context.Context) (m *memfile, err error) {
-	if m, err = newMemfile(); err != nil {
+// snapshot copies the store, as it is now, into memory.
+func (h Home) snapshot(ctx context.Context) (*memfile, error) {
+	s, running, err := h.access(ctx, forReading)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			m.Close()
-		}
-	}()
-	s, running, err := h.access(ctx, forReading)
-	switch {
-	case err != nil:
-	case running != nil:
-		err = h.fetchSnapshot(ctx, m)
-	default:
-		err = errors.Join(s.snapshot(m, func(int64) {}), s.close())
+	if running != nil {
+		return h.fetchSnapshot(ctx)
 	}
-	return m, err
+	m, err := s.snapshot()
+	return m, errors.Join(err, s.close())
 }
 
-func (h Home) fetchSnapshot(ctx context.Context, w io.Writer) error {
-	body, err := h.call(ctx, "POST", "/snapshot")
+// fetchSnapshot asks the running server for a snapshot.
+func (h Home) fetchSnapshot(ctx context.Context) (*memfile, error) {
+	body, err := h.call(ctx, http.MethodPost, "/snapshot")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer body.Close()
-	_, err = io.Copy(w, body)
-	return err
+	m, err := newMemfile()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(m, body); err != nil {
+		return nil, errors.Join(fmt.Errorf("copy the store of the key manager in %s: %w", h.Dir, err), m.Close())
+	}
+	return m, nil
 }
 
 // write makes the backup file and proves it before it gets its name.

@@ -209,14 +209,7 @@ func (a *archive) writeTar(w io.Writer) error {
 			return err
 		}
 	}
-	size, err := a.store.size()
-	if err != nil {
-		return err
-	}
-	content, err := a.store.content()
-	if err != nil {
-		return err
-	}
+	content, size := a.store.content()
 	if err := writeEntry(tw, storeEntry, size, content); err != nil {
 		return err
 	}

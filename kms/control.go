@@ -71,7 +71,7 @@ func listenPrivate(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, err
 	}
@@ -116,12 +116,15 @@ func tellStatus(w http.ResponseWriter, s *store, address net.Addr) {
 }
 
 func sendSnapshot(w http.ResponseWriter, s *store) {
-	err := s.snapshot(w, func(size int64) {
-		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-	})
+	m, err := s.snapshot()
 	if err != nil {
-		panic(http.ErrAbortHandler) // the client gets fewer bytes than announced
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
 	}
+	defer m.Close()
+	content, size := m.content()
+	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	_, _ = io.Copy(w, content) // the client sees what is missing
 }
 
 // status asks the server that runs on this home. It fails if there is none.

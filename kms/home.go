@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcrypt/vmcrypt/internal/durable"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
@@ -120,7 +122,7 @@ func (h Home) Init(configYAML []byte) error {
 	}
 	defer files.wipe()
 	files["kms/root.key"] = formatRootKey(root)
-	files["config/config.yaml"] = configYAML
+	files["config/config.yaml"] = bytes.Clone(configYAML) // files are wiped
 	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root) })
 }
 
@@ -212,8 +214,8 @@ func makeFolder(dir string) error {
 
 // publishFolder moves tmp to dir, which may be there if it is empty.
 func publishFolder(tmp, dir string) error {
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "replace empty folder", Path: dir, Err: err}
 	}
 	err := durable.Publish(tmp, filepath.Clean(dir))
 	if errors.Is(err, fs.ErrExist) {

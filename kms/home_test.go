@@ -238,3 +238,32 @@ func TestMissingHome(t *testing.T) {
 	}
 	sameTree(t, h.ConfigDir, nil)
 }
+
+func TestIsCA(t *testing.T) {
+	h, other := newHome(t), newHome(t)
+	for path, want := range map[string]bool{
+		h.place("config/ca.pem"):     true,
+		h.path("server.pem"):         false,
+		other.path("ca.pem"):         false,
+		filepath.Join(h.Dir, "none"): false,
+	} {
+		if h.IsCA(path) != want {
+			t.Errorf("%s: %v", path, !want)
+		}
+	}
+}
+
+func TestInitDoesNotFollowALink(t *testing.T) {
+	h := emptyHome(t)
+	if err := os.MkdirAll(h.ConfigDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(h.ConfigDir, "elsewhere"), h.Dir); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, h.ConfigDir)
+	if err := h.Init(nil); err == nil {
+		t.Error("a dangling link was replaced")
+	}
+	sameTree(t, h.ConfigDir, before)
+}

@@ -29,19 +29,34 @@ var localTimeouts = kmipwire.Timeouts{
 // If others keep the store to themselves for longer than 10 s, it fails with
 // ErrBusy. Close returns when the store is closed.
 func (h Home) Dial(ctx context.Context, _ string) (net.Conn, error) {
-	s, running, err := h.access(ctx, forWriting)
-	if err != nil {
-		return nil, err
+	s, conn, err := h.reach(ctx)
+	if conn != nil || err != nil {
+		return conn, err
 	}
-	if running != nil {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", running.Address)
-	}
-	conn, err := h.serveOne(s)
+	conn, err = h.serveOne(s)
 	if err != nil {
 		s.close()
 		return nil, err
 	}
 	return conn, nil
+}
+
+// reach connects to the server that runs or opens the store. A server that has
+// stopped in between is no failure.
+func (h Home) reach(ctx context.Context) (*store, net.Conn, error) {
+	for {
+		s, running, err := h.access(ctx, forWriting)
+		if running == nil || err != nil {
+			return s, nil, err
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", running.Address)
+		if err == nil {
+			return nil, conn, nil
+		}
+		if _, gone := h.status(ctx); gone == nil {
+			return nil, nil, err
+		}
+	}
 }
 
 // serveOne serves one connection, which it returns, and closes the store when

@@ -9,7 +9,9 @@ import (
 )
 
 // memfile is a file in memory, gone when it is closed.
-type memfile struct{ *os.File }
+type memfile struct {
+	*os.File
+}
 
 func newMemfile() (*memfile, error) {
 	fd, err := unix.MemfdCreate("vmcrypt-kms-store", unix.MFD_CLOEXEC)
@@ -22,26 +24,15 @@ func newMemfile() (*memfile, error) {
 // path opens the same file once more, as long as this one is open.
 func (m *memfile) path() string { return fmt.Sprintf("/proc/self/fd/%d", m.Fd()) }
 
-func (m *memfile) size() (int64, error) {
-	info, err := m.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return info.Size(), nil
-}
-
-// content reads the file from its start.
-func (m *memfile) content() (io.Reader, error) {
-	size, err := m.size()
-	return io.NewSectionReader(m, 0, size), err
+// content reads the file from its start, and tells its size.
+func (m *memfile) content() (io.Reader, int64) {
+	size, _ := m.Seek(0, io.SeekEnd) // cannot fail in memory
+	return io.NewSectionReader(m, 0, size), size
 }
 
 // copyTo writes the content to a new file.
 func (m *memfile) copyTo(path string) error {
-	r, err := m.content()
-	if err != nil {
-		return err
-	}
+	r, _ := m.content()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err

@@ -53,7 +53,7 @@ func (r *request) located(p *kmipwire.LocateRequest, ids []string) (any, error) 
 // search returns the IDs of the objects that pass all filters. A name leads
 // straight to the only one that can.
 func (r *request) search(filters []filter) (ids []string, err error) {
-	match := func(o *object) error {
+	match := func(o *object) error { //nolint:unparam // each wants an error
 		for _, f := range filters {
 			if !f.match(o) {
 				return nil

@@ -32,7 +32,7 @@ func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -34,9 +35,7 @@ func TestDialFindsTheServer(t *testing.T) {
 		t.Errorf("connected to %s, want %s", got, address)
 	}
 	conn.Close()
-	for id, key := range fill(t, h, "during") {
-		keys[id] = key
-	}
+	maps.Copy(keys, fill(t, h, "during"))
 	stop()
 	if _, err := os.Lstat(h.path(controlFile)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
@@ -405,9 +404,7 @@ func TestKill(t *testing.T) {
 	for round := range killRounds {
 		child := startChild(t, h)
 		time.AfterFunc(time.Duration(20+37*round)*time.Millisecond, func() { _ = child.Process.Kill() })
-		for id, key := range createUntilKilled(t, h, round) {
-			acknowledged[id] = key
-		}
+		maps.Copy(acknowledged, createUntilKilled(t, h, round))
 		_ = child.Wait() // killed
 	}
 	if len(acknowledged) == 0 {

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"runtime/debug"
@@ -233,14 +232,22 @@ func (s *store) update(fn func(*tx) error) error {
 	})
 }
 
-// snapshot writes a consistent copy of the store to w. announce hears its size
-// in bytes first.
-func (s *store) snapshot(w io.Writer, announce func(size int64)) error {
-	return s.view(func(t *tx) error {
-		announce(t.bolt.Size())
-		_, err := t.bolt.WriteTo(w)
+// snapshot copies a consistent state of the store into memory. It holds sealed
+// keys only. While it is copied, whoever writes may have to wait, so it is not
+// sent to anybody straight away.
+func (s *store) snapshot() (*memfile, error) {
+	m, err := newMemfile()
+	if err != nil {
+		return nil, err
+	}
+	err = s.view(func(t *tx) error {
+		_, err := t.bolt.WriteTo(m)
 		return err
 	})
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 // census is what a store holds at one moment.
