@@ -175,15 +175,26 @@ func TestDiskInUse(t *testing.T) {
 
 // TestInterrupted ends an encryption half-way, as Ctrl-C does.
 func TestInterrupted(t *testing.T) {
+	testHalfWay(t, func(cmd *exec.Cmd, out io.ReadCloser) {
+		cmd.Process.Signal(os.Interrupt)
+		go io.Copy(io.Discard, out)
+	})
+}
+
+// TestNobodyReads closes the pipe that an encryption writes its progress to.
+func TestNobodyReads(t *testing.T) {
+	testHalfWay(t, func(_ *exec.Cmd, out io.ReadCloser) { out.Close() })
+}
+
+// testHalfWay disturbs an encryption that would take long, and expects it to end
+// and to leave nothing behind.
+func testHalfWay(t *testing.T, disturb func(*exec.Cmd, io.ReadCloser)) {
+	t.Helper()
 	h := newHome(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "disk.img")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(8 << 30); err != nil { // all hole, so that fill takes long
+	write(t, path, nil)
+	if err := os.Truncate(path, 8<<30); err != nil { // all hole, so that fill takes long
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -200,8 +211,7 @@ func TestInterrupted(t *testing.T) {
 	if err != nil || !strings.Contains(line, `"progress"`) {
 		t.Fatalf("%q, %v", line, err)
 	}
-	cmd.Process.Signal(os.Interrupt)
-	go io.Copy(io.Discard, out)
+	disturb(cmd, out)
 	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitFailure {
 		t.Errorf("%v, want exit code %d", err, exitFailure)
 	}
@@ -290,35 +300,4 @@ func TestBadConfiguration(t *testing.T) {
 		})
 	}
 	h.fails(exitFailure, []string{"none.yaml", "vmcrypt init"}, "kms", "status", "--config", "none.yaml")
-}
-
-// TestNobodyReads closes the pipe that a conversion writes its progress to.
-func TestNobodyReads(t *testing.T) {
-	h := newHome(t)
-	dir := t.TempDir()
-	path := filepath.Join(dir, "disk.img")
-	write(t, path, nil)
-	if err := os.Truncate(path, 8<<30); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := h.command(ctx, "encrypt", path, "--holes", "fill", "--json", "--output", path+".enc")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	out.Close()
-	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitFailure {
-		t.Errorf("%v, want exit code %d", err, exitFailure)
-	}
-	if got := names(t, dir); len(got) != 1 {
-		t.Errorf("left behind: %v", got)
-	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,8 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gemalto/kmip-go/kmip14"
+
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/internal/pykmip"
+	"github.com/vmcrypt/vmcrypt/kms"
 )
 
 func TestInitOverwritesNothing(t *testing.T) {
@@ -157,7 +163,81 @@ func TestKMSStatus(t *testing.T) {
 	}
 }
 
-// TestWrongKEK: another key manager gives another key by the same name.
+func TestWrongKEK(t *testing.T) {
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	ids := make([]string, 2)
+	for i, out := range []string{path + ".1", path + ".2"} {
+		h.ok("encrypt", path, "--output", out)
+		ids[i] = parseJSON[agent.Status](t, h.ok("status", "--json", out)).Disks[0].Recipients[0].KEKID
+	}
+	descriptor := path + ".1.vmx"
+	write(t, descriptor, []byte(strings.Replace(string(read(t, descriptor)), ids[0], ids[1], 1)))
+	h.fails(exitKey, []string{"wrong key-encryption key"}, "decrypt", path+".1", "--output", path+".dec")
+}
+
+func TestDestroyedKEK(t *testing.T) {
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	h.ok("encrypt", path, "--output", path+".enc")
+	id := parseJSON[agent.Status](t, h.ok("status", "--json", path+".enc")).Disks[0].Recipients[0].KEKID
+	h.kmip(kmip14.OperationRevoke, kmipwire.RevokeRequest{
+		UniqueIdentifier: id,
+		RevocationReason: kmipwire.RevocationReason{RevocationReasonCode: kmip14.RevocationReasonCodeCessationOfOperation},
+	})
+	h.ok("decrypt", path+".enc", "--output", path+".dec") // a revoked key still opens
+	h.fails(exitKey, []string{"not active"}, "encrypt", path, "--kek", id, "--output", path+".2")
+	h.kmip(kmip14.OperationDestroy, kmipwire.DestroyRequest{UniqueIdentifier: id})
+	h.fails(exitKey, []string{id, "destroyed"}, "decrypt", path+".enc", "--output", path+".dec2")
+}
+
+// kmip has the local key manager do an operation that vmcrypt has no command for.
+func (h *home) kmip(op kmip14.Operation, request any) {
+	h.t.Helper()
+	conn := h.kmipConn()
+	defer conn.Close()
+	msg, err := kmipwire.Marshal(kmipwire.RequestMessage{
+		RequestHeader: kmipwire.RequestHeader{ProtocolVersion: kmipwire.Versions()[0], BatchCount: 1},
+		BatchItem:     []kmipwire.RequestBatchItem{{Operation: op, RequestPayload: request}},
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := conn.Write(h.t.Context(), msg); err != nil {
+		h.t.Fatal(err)
+	}
+	if msg, err = conn.Read(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+	var answer kmipwire.ResponseMessage
+	if err := kmipwire.Unmarshal(msg, &answer); err != nil || answer.BatchItem[0].ResultStatus != kmip14.ResultStatusSuccess {
+		h.t.Fatalf("%s: %+v, %v", op, answer, err)
+	}
+}
+
+func (h *home) kmipConn() *kmipwire.Conn {
+	h.t.Helper()
+	at := func(name string) string { return filepath.Join(h.dir, name) }
+	cert, err := tls.LoadX509KeyPair(at("client.pem"), at("client.key"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	config := kmipwire.TLSConfig()
+	config.Certificates, config.ServerName, config.RootCAs = []tls.Certificate{cert}, "localhost", x509.NewCertPool()
+	config.RootCAs.AppendCertsFromPEM(read(h.t, at("ca.pem")))
+	raw, err := kms.Home{ConfigDir: h.dir, Dir: at("kms")}.Dial(h.t.Context(), "")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	conn := kmipwire.Client(raw, config, kmipwire.DefaultTimeouts)
+	if err := conn.Handshake(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+	return conn
+}
+
 func TestLostKeyManager(t *testing.T) {
 	h, other := newHome(t), newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")

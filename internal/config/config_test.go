@@ -1,0 +1,99 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTemplateLoads(t *testing.T) {
+	path := write(t, string(Template("127.0.0.1:1234")))
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, ok := c.Alias(LocalAlias)
+	if !ok || c.DefaultAlias != LocalAlias || c.Engine != "auto" || len(k.Servers) != 1 {
+		t.Fatalf("%+v", c)
+	}
+	if k.Servers[0].Address != "127.0.0.1:1234" || k.CA != filepath.Join(filepath.Dir(path), "ca.pem") {
+		t.Errorf("%+v", k)
+	}
+}
+
+func TestWholeConfigurationLoads(t *testing.T) {
+	c, err := Load(write(t, `
+defaultAlias: B
+engine: crypto-aes
+aliases:
+  B: {servers: [{address: "b:5696"}], clientCert: /c.pem, clientKey: /c.key, ca: /ca.pem}
+  A: {servers: [{address: "a1:5696"}, {address: "a2:5696"}], clientCert: c.pem, clientKey: c.key, ca: ca.pem}
+datastores: [/vms]
+agent: {socket: /run/vmcrypt/agent.sock}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(c.AliasNames(), " "); got != "A B" {
+		t.Errorf("aliases %s", got)
+	}
+	if b, _ := c.Alias("B"); b.CA != "/ca.pem" {
+		t.Errorf("an absolute path became %s", b.CA)
+	}
+}
+
+func TestLoadNamesFileLineAndKey(t *testing.T) {
+	path := write(t, "engine: auto\naliases:\n  a:\n    servers:\n      - adress: x:1\n")
+	if _, err := Load(path); err == nil || err.Error() != path+`:5: unknown key "adress"` {
+		t.Error(err)
+	}
+}
+
+func TestLoadRefusesHugeFiles(t *testing.T) {
+	if _, err := Load(write(t, strings.Repeat("#\n", maxSize/2+1))); err == nil {
+		t.Error("a file of more than 1 MiB was read")
+	}
+}
+
+func TestLocate(t *testing.T) {
+	user := os.Geteuid() != 0
+	for _, test := range []struct {
+		name        string
+		env         map[string]string
+		file        string
+		skip        bool
+		config, dir string
+	}{
+		{"home", map[string]string{"VMCRYPT_HOME": "/h"}, "", false, "/h/config.yaml", "/h"},
+		{"file", map[string]string{"VMCRYPT_HOME": "/h"}, "/x/y.yaml", false, "/x/y.yaml", "/h"},
+		{"root", nil, "", user, "/etc/vmcrypt/config.yaml", "/var/lib/vmcrypt"},
+		{"user", map[string]string{"HOME": "/u"}, "", !user, "/u/.config/vmcrypt/config.yaml", "/u/.local/share/vmcrypt"},
+		{"XDG", map[string]string{"XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d"}, "", !user, "/c/vmcrypt/config.yaml", "/d/vmcrypt"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.skip {
+				t.Skip("depends on being root")
+			}
+			for _, name := range []string{"VMCRYPT_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"} {
+				t.Setenv(name, test.env[name])
+			}
+			if home := test.env["HOME"]; home != "" {
+				t.Setenv("HOME", home)
+			}
+			p, err := Locate(test.file)
+			if err != nil || p.File != test.config || p.State != test.dir {
+				t.Errorf("%+v, %v", p, err)
+			}
+		})
+	}
+}
