@@ -264,6 +264,84 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
+// TestISOFileOfTwoParts: a file of more than 4 GiB has several records. This one
+// is made of two small files by giving them one name.
+func TestISOFileOfTwoParts(t *testing.T) {
+	b := bytes.Clone(seed(t, "parts"))
+	first := bytes.Index(b, []byte("\x05AA.;1")) - 32
+	second := bytes.Index(b, []byte("\x05BB.;1")) - 32
+	if first < 0 || second < 0 {
+		t.Fatal("the records are not there")
+	}
+	b[first+25] |= flagContinued
+	copy(b[second+33:], "AA.;1")
+	got := string(cat(t, memDisk(b), "/AA"))
+	if want := strings.Repeat("a", 2048) + "tail"; got != want {
+		t.Errorf("%d bytes, not %d, or wrong ones", len(got), len(want))
+	}
+	if l := list(t, memDisk(b), "/"); len(l) != 1 || l["AA"].Size != 2052 {
+		t.Errorf("lists %+v", l)
+	}
+	b[second+25] |= flagContinued
+	if _, err := List(context.Background(), memDisk(b), "/"); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("without an end: %v", err)
+	}
+}
+
+// TestFATNames: a long name counts only with the short one it belongs to, and
+// may hold characters of two units.
+func TestFATNames(t *testing.T) {
+	b := bytes.Clone(seed(t, "fat12"))
+	short := bytes.Index(b, []byte("DIR        \x10"))
+	long := func(sum byte, units ...uint16) []byte {
+		e := make([]byte, 32)
+		e[0], e[11], e[13] = 0x41, attrLongName, sum
+		for i, at := range []int{1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30} {
+			u := uint16(0xffff)
+			if i < len(units) {
+				u = units[i]
+			}
+			binary.LittleEndian.PutUint16(e[at:], u)
+		}
+		return e
+	}
+	entry := bytes.Clone(b[short:][:32])
+	sum := shortChecksum(entry[:11])
+	for _, c := range []struct {
+		long []byte
+		want string
+	}{
+		{long(sum, 0xd83d, 0xde00, 'x', 0), "😀x"},
+		{long(sum+1, 'x', 0), "dir"}, // of another file that is gone
+	} {
+		disk := bytes.Clone(b)
+		copy(disk[short:], append(bytes.Clone(c.long), entry...))
+		got := list(t, memDisk(disk), "/")
+		if _, ok := got[c.want]; !ok || len(got) > 1 {
+			t.Errorf("%q: listed as %v", c.want, got)
+		}
+	}
+}
+
+// TestFATLoopsAndShortChains: a chain of clusters that is too short for its file,
+// or runs in a circle, is an error.
+func TestFATLoopsAndShortChains(t *testing.T) {
+	for name, want := range map[string]uint16{"short": 0xffff, "circle": 3, "outside": 0x7fff, "free": 0} {
+		b := bytes.Clone(seed(t, "fat16"))
+		table := 512 * int(binary.LittleEndian.Uint16(b[14:]))
+		at := bytes.Index(b, []byte("FILE       \x20"))
+		first := int(binary.LittleEndian.Uint16(b[at+26:]))
+		binary.LittleEndian.PutUint16(b[table+2*first:], want)
+		if name == "circle" {
+			binary.LittleEndian.PutUint16(b[table+2*first:], uint16(first))
+			binary.LittleEndian.PutUint32(b[at+28:], 1<<32-1)
+		}
+		if err := Cat(context.Background(), io.Discard, memDisk(b), "/dir/file"); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestLinksStayInside: a link to /dir/file is one inside the disk, and no number
 // of .. leads out of it.
 func TestLinksStayInside(t *testing.T) {

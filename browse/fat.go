@@ -129,8 +129,8 @@ func (f *fat) chain(first uint32, length int64, visit func(run) error) (int64, e
 	if err := f.checkCluster(first); err != nil {
 		return 0, err
 	}
-	r := run{pos: f.clusterAt(first)}
-	for n := first; n != 0 && r.at+r.length < length; {
+	r, mark := run{pos: f.clusterAt(first)}, first
+	for n, count := first, int64(1); ; count++ {
 		if pos := f.clusterAt(n); pos != r.pos+r.length {
 			if err := visit(r); err != nil {
 				return 0, err
@@ -138,14 +138,22 @@ func (f *fat) chain(first uint32, length int64, visit func(run) error) (int64, e
 			r = run{at: r.at + r.length, pos: pos}
 		}
 		r.length += f.cluster
+		if r.at+r.length >= length {
+			return r.at + r.length, visit(r)
+		}
 		var err error
-		if r.at+r.length < length {
-			if n, err = f.next(n); err != nil {
-				return 0, err
-			}
+		if n, err = f.next(n); err != nil {
+			return 0, err
+		}
+		switch {
+		case n == 0:
+			return r.at + r.length, visit(r)
+		case n == mark:
+			return 0, fmt.Errorf("clusters run in a circle: %w", ErrCorrupt)
+		case isPowerOf2(count):
+			mark = n // Brent's way to find circles
 		}
 	}
-	return r.at + r.length, visit(r)
 }
 
 func (f *fat) clusterAt(n uint32) int64 { return f.data + int64(n-2)*f.cluster }

@@ -11,6 +11,7 @@ import (
 const (
 	pageSize = 4096    // bytes of metadata read and kept at a time
 	maxPages = 16      // pages kept
+	readCost = 64      // bytes of the budget that any read takes
 	copySize = 1 << 20 // bytes of content copied at a time
 
 	// metadataBudget bounds the metadata read for one call, in bytes: enough to
@@ -62,7 +63,7 @@ func (s section) read(offset int64, length int) ([]byte, error) {
 	if err := s.check(offset, int64(length)); err != nil {
 		return nil, err
 	}
-	if err := s.spend(int64(length)); err != nil {
+	if err := s.spend(int64(length) + readCost); err != nil {
 		return nil, err
 	}
 	b := make([]byte, length)

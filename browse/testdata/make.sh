@@ -24,6 +24,15 @@ iso() {
 	xorriso -outdev "$1.img" -padding 0 -rockridge "$2" -joliet "$3" -map "$tree" / -commit
 }
 iso iso9660 off off
+(
+	files=$tree
+	tree=$files/parts
+	mkdir "$tree"
+	yes a | tr -d '\n' | head -c 2048 >"$tree/AA"
+	printf tail >"$tree/BB"
+	iso parts off off
+	rm -r "$tree"
+)
 iso joliet off on
 
 ln -s /dir/file "$tree/absolute"
