@@ -17,7 +17,7 @@ import (
 // and over TCP.
 func TestKMS(t *testing.T) {
 	dir := t.TempDir()
-	home := kms.Home{ConfigDir: dir, Dir: filepath.Join(dir, "kms")}
+	home := kms.Home{Config: filepath.Join(dir, "config.yaml"), Dir: filepath.Join(dir, "kms")}
 	if err := home.Init([]byte("# made by a test\n")); err != nil {
 		t.Fatal(err)
 	}

@@ -109,7 +109,7 @@ func TestBackupRefuses(t *testing.T) {
 	if err := h.Backup(t.Context(), filepath.Join(dir, "no/folder"), passphrase(t, "x")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
-	if err := os.Remove(filepath.Join(h.ConfigDir, "client.key")); err != nil {
+	if err := os.Remove(filepath.Join(h.ConfigDir(), "client.key")); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.Backup(t.Context(), filepath.Join(dir, "part"), passphrase(t, "x")); !errors.Is(err, fs.ErrNotExist) {
@@ -143,11 +143,11 @@ func TestBackupIsProved(t *testing.T) {
 func TestRestoreRefusesToOverwrite(t *testing.T) {
 	h, _ := filledHome(t)
 	path := backup(t, h)
-	before := tree(t, h.ConfigDir)
+	before := tree(t, h.ConfigDir())
 	if err := h.Restore(path, passphrase(t, secretWords)); !errors.Is(err, ErrExists) {
 		t.Errorf("error is %v", err)
 	}
-	sameTree(t, h.ConfigDir, before)
+	sameTree(t, h.ConfigDir(), before)
 }
 
 // refusedBackup fails the test unless restoring fails with want and leaves
@@ -163,7 +163,7 @@ func refusedBackup(t *testing.T, data []byte, words string, want error) {
 	if !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
 		t.Errorf("error is %v, want %v", err, want)
 	}
-	sameTree(t, h.ConfigDir, nil)
+	sameTree(t, h.ConfigDir(), nil)
 }
 
 func readBytes(t *testing.T, path string) []byte {

@@ -3,7 +3,7 @@
 //
 // A key manager lives in a [Home]. Init makes it, once:
 //
-//	home := kms.Home{ConfigDir: "/etc/vmcrypt", Dir: "/var/lib/vmcrypt/kms"}
+//	home := kms.Home{Config: "/etc/vmcrypt/config.yaml", Dir: "/var/lib/vmcrypt/kms"}
 //	err := home.Init(configYAML)
 //
 // It is reached by real KMIP over mutual TLS, either at the server that Serve

@@ -33,12 +33,13 @@ var (
 	ErrPassphrase = errors.New("wrong passphrase")
 )
 
-// Home is where a key manager lives. Dir may lie in ConfigDir, but not be it.
+// Home is where a key manager lives. Dir may lie in Config's folder, but not be
+// it.
 // All folders made are accessible to their owner only (0700, files 0600).
 type Home struct {
-	// ConfigDir holds config.yaml and what the client needs: client.pem,
-	// client.key, ca.pem.
-	ConfigDir string
+	// Config is the configuration file. Beside it lies what the client needs:
+	// client.pem, client.key, ca.pem.
+	Config string
 	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
 	// last-backup and, while Serve runs, control.sock. Nothing else may.
 	Dir string
@@ -54,7 +55,7 @@ const (
 )
 
 // The files of a home, the store excepted, by their names in a backup: those
-// in ConfigDir begin with "config/", those in Dir with "kms/".
+// beside Config begin with "config/", those in Dir with "kms/".
 var homeFiles = []string{
 	"kms/root.key", "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
 	"config/ca.pem", "config/client.pem", "config/client.key", "config/config.yaml",
@@ -90,14 +91,20 @@ func exists(path string) bool {
 	return err == nil
 }
 
+// ConfigDir is the folder of the configuration file.
+func (h Home) ConfigDir() string { return filepath.Dir(h.Config) }
+
 // path gives the place of a file in Dir.
 func (h Home) path(name string) string { return filepath.Join(h.Dir, name) }
 
 // place gives the place of one of homeFiles.
 func (h Home) place(name string) string {
 	dir, file := filepath.Split(name)
-	if dir == "config/" {
-		return filepath.Join(h.ConfigDir, file)
+	switch {
+	case name == "config/"+configFile:
+		return h.Config
+	case dir == "config/":
+		return filepath.Join(h.ConfigDir(), file)
 	}
 	return h.path(file)
 }
@@ -137,7 +144,7 @@ func (h Home) install(files contents, makeStore func(staged Home) error) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	if err := makeFolder(h.ConfigDir); err != nil {
+	if err := makeFolder(h.ConfigDir()); err != nil {
 		return err
 	}
 	if err := publishFolder(tmp, h.Dir); err != nil {
@@ -151,7 +158,7 @@ func (h Home) install(files contents, makeStore func(staged Home) error) error {
 
 // refuseExisting names the first file in the way. An empty Dir is not.
 func (h Home) refuseExisting() error {
-	if filepath.Clean(h.ConfigDir) == filepath.Clean(h.Dir) {
+	if h.ConfigDir() == filepath.Clean(h.Dir) {
 		return fmt.Errorf("%s: configuration and key manager need a folder each", h.Dir)
 	}
 	for _, name := range homeFiles {
@@ -224,7 +231,7 @@ func publishFolder(tmp, dir string) error {
 	return err
 }
 
-// publishConfig writes the files of ConfigDir in the order of homeFiles, and
+// publishConfig writes the configuration's files in the order of homeFiles, and
 // takes back what it wrote if one of them fails.
 func (h Home) publishConfig(files contents) (err error) {
 	var done []string

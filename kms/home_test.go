@@ -66,7 +66,7 @@ func TestInitMakesAHome(t *testing.T) {
 		t.Error("it does not exist")
 	}
 	var names []string
-	for name, content := range tree(t, h.ConfigDir) {
+	for name, content := range tree(t, h.ConfigDir()) {
 		want := "-rw-------"
 		if name == "kms" {
 			want = "drwx------"
@@ -82,17 +82,17 @@ func TestInitMakesAHome(t *testing.T) {
 	if !slices.Equal(names, want) {
 		t.Errorf("files %v, want %v", names, want)
 	}
-	if got, _ := os.ReadFile(filepath.Join(h.ConfigDir, "config.yaml")); string(got) != "# test\n" {
+	if got, _ := os.ReadFile(filepath.Join(h.ConfigDir(), "config.yaml")); string(got) != "# test\n" {
 		t.Errorf("config.yaml is %q", got)
 	}
-	if info, err := os.Stat(h.ConfigDir); err != nil || info.Mode().Perm() != 0o700 {
+	if info, err := os.Stat(h.ConfigDir()); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("folder has mode %v, %v", info.Mode(), err)
 	}
 }
 
 func TestInitFarApart(t *testing.T) {
 	dir := t.TempDir()
-	h := Home{ConfigDir: filepath.Join(dir, "etc/vmcrypt"), Dir: filepath.Join(dir, "var/lib/vmcrypt/kms")}
+	h := Home{Config: filepath.Join(dir, "etc/vmcrypt/config.yaml"), Dir: filepath.Join(dir, "var/lib/vmcrypt/kms")}
 	if err := os.MkdirAll(h.Dir, 0o700); err != nil { // as a package might
 		t.Fatal(err)
 	}
@@ -113,28 +113,28 @@ func TestInitRefusesToOverwrite(t *testing.T) {
 			if err := os.Symlink("/nowhere", path); err != nil { // dangling, and yet there
 				t.Fatal(err)
 			}
-			before := tree(t, h.ConfigDir)
+			before := tree(t, h.ConfigDir())
 			err := h.Init([]byte("new"))
 			if !errors.Is(err, ErrExists) || !bytes.Contains([]byte(err.Error()), []byte(path)) {
 				t.Errorf("error is %v", err)
 			}
-			sameTree(t, h.ConfigDir, before)
+			sameTree(t, h.ConfigDir(), before)
 		})
 	}
 }
 
 func TestInitTwice(t *testing.T) {
 	h := newHome(t)
-	before := tree(t, h.ConfigDir)
+	before := tree(t, h.ConfigDir())
 	if err := h.Init([]byte("new")); !errors.Is(err, ErrExists) {
 		t.Errorf("error is %v", err)
 	}
-	sameTree(t, h.ConfigDir, before)
+	sameTree(t, h.ConfigDir(), before)
 }
 
 func TestInitNeedsTwoFolders(t *testing.T) {
 	dir := t.TempDir()
-	if err := (Home{ConfigDir: dir, Dir: dir + "/"}).Init(nil); err == nil {
+	if err := (Home{Config: filepath.Join(dir, "config.yaml"), Dir: dir + "/"}).Init(nil); err == nil {
 		t.Error("one folder for both was accepted")
 	}
 	sameTree(t, dir, nil)
@@ -152,15 +152,15 @@ func TestInstallTakesBack(t *testing.T) {
 			}
 			var before map[string]string
 			err := h.install(files, func(Home) error {
-				err := errors.Join(os.MkdirAll(h.ConfigDir, 0o700),
-					os.WriteFile(filepath.Join(h.ConfigDir, name), []byte("theirs"), 0o600))
+				err := errors.Join(os.MkdirAll(h.ConfigDir(), 0o700),
+					os.WriteFile(filepath.Join(h.ConfigDir(), name), []byte("theirs"), 0o600))
 				before = map[string]string{name: "-rw------- theirs"}
 				return err
 			})
 			if !errors.Is(err, ErrExists) {
 				t.Errorf("error is %v", err)
 			}
-			sameTree(t, h.ConfigDir, before)
+			sameTree(t, h.ConfigDir(), before)
 		})
 	}
 }
@@ -171,7 +171,7 @@ func TestInstallFailsBeforeItStarts(t *testing.T) {
 	if err := h.install(contents{"kms/ca.pem": nil}, func(Home) error { return failed }); !errors.Is(err, failed) {
 		t.Errorf("error is %v", err)
 	}
-	sameTree(t, h.ConfigDir, nil)
+	sameTree(t, h.ConfigDir(), nil)
 }
 
 func TestCertificates(t *testing.T) {
@@ -180,8 +180,8 @@ func TestCertificates(t *testing.T) {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	for path, use := range map[string]x509.ExtKeyUsage{
-		h.path("server.pem"):                     x509.ExtKeyUsageServerAuth,
-		filepath.Join(h.ConfigDir, "client.pem"): x509.ExtKeyUsageClientAuth,
+		h.path("server.pem"):                       x509.ExtKeyUsageServerAuth,
+		filepath.Join(h.ConfigDir(), "client.pem"): x509.ExtKeyUsageClientAuth,
 	} {
 		opts := x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{use}, CurrentTime: time.Now().AddDate(19, 0, 0)}
 		cert := certificate(t, path)
@@ -198,7 +198,7 @@ func TestCertificates(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, pair := range []string{h.path("ca"), h.path("server"), filepath.Join(h.ConfigDir, "client")} {
+	for _, pair := range []string{h.path("ca"), h.path("server"), filepath.Join(h.ConfigDir(), "client")} {
 		if _, err := tls.LoadX509KeyPair(pair+".pem", pair+".key"); err != nil {
 			t.Error(err)
 		}
@@ -236,7 +236,7 @@ func TestMissingHome(t *testing.T) {
 	if err := h.Backup(t.Context(), filepath.Join(t.TempDir(), "b"), passphrase(t, "x")); !errors.Is(err, ErrMissing) {
 		t.Errorf("backup: %v", err)
 	}
-	sameTree(t, h.ConfigDir, nil)
+	sameTree(t, h.ConfigDir(), nil)
 }
 
 func TestIsCA(t *testing.T) {
@@ -255,15 +255,15 @@ func TestIsCA(t *testing.T) {
 
 func TestInitDoesNotFollowALink(t *testing.T) {
 	h := emptyHome(t)
-	if err := os.MkdirAll(h.ConfigDir, 0o700); err != nil {
+	if err := os.MkdirAll(h.ConfigDir(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(filepath.Join(h.ConfigDir, "elsewhere"), h.Dir); err != nil {
+	if err := os.Symlink(filepath.Join(h.ConfigDir(), "elsewhere"), h.Dir); err != nil {
 		t.Fatal(err)
 	}
-	before := tree(t, h.ConfigDir)
+	before := tree(t, h.ConfigDir())
 	if err := h.Init(nil); err == nil {
 		t.Error("a dangling link was replaced")
 	}
-	sameTree(t, h.ConfigDir, before)
+	sameTree(t, h.ConfigDir(), before)
 }

@@ -15,7 +15,7 @@ import (
 // as the alias "local".
 func TestLocalCluster(t *testing.T) {
 	dir := t.TempDir()
-	home := kms.Home{ConfigDir: dir, Dir: filepath.Join(dir, "kms")}
+	home := kms.Home{Config: filepath.Join(dir, "config.yaml"), Dir: filepath.Join(dir, "kms")}
 	if err := home.Init(nil); err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +36,9 @@ func TestLocalCluster(t *testing.T) {
 func useCluster(t *testing.T, home kms.Home) {
 	c, err := kek.Open("local", kek.Config{
 		Servers:    []kek.Server{{Address: "127.0.0.1:5696"}},
-		ClientCert: filepath.Join(home.ConfigDir, "client.pem"),
-		ClientKey:  filepath.Join(home.ConfigDir, "client.key"),
-		CA:         filepath.Join(home.ConfigDir, "ca.pem"),
+		ClientCert: filepath.Join(home.ConfigDir(), "client.pem"),
+		ClientKey:  filepath.Join(home.ConfigDir(), "client.key"),
+		CA:         filepath.Join(home.ConfigDir(), "ca.pem"),
 	}, home.Dial)
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 func homeIn(dir string) Home {
-	return Home{ConfigDir: dir, Dir: filepath.Join(dir, "kms")}
+	return Home{Config: filepath.Join(dir, "config.yaml"), Dir: filepath.Join(dir, "kms")}
 }
 
 // emptyHome is a home without a key manager.
@@ -116,11 +116,11 @@ var newest = kmipwire.Versions()[0]
 // clientTLS is the configuration of a client of the home.
 func clientTLS(t testing.TB, h Home) *tls.Config {
 	t.Helper()
-	cert, err := tls.LoadX509KeyPair(filepath.Join(h.ConfigDir, "client.pem"), filepath.Join(h.ConfigDir, "client.key"))
+	cert, err := tls.LoadX509KeyPair(filepath.Join(h.ConfigDir(), "client.pem"), filepath.Join(h.ConfigDir(), "client.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := os.ReadFile(filepath.Join(h.ConfigDir, "ca.pem"))
+	ca, err := os.ReadFile(filepath.Join(h.ConfigDir(), "ca.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}

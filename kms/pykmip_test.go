@@ -21,7 +21,7 @@ func TestPyKMIPClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pem := func(name string) string { return filepath.Join(h.ConfigDir, name) }
+	pem := func(name string) string { return filepath.Join(h.ConfigDir(), name) }
 	for _, v := range kmipwire.Versions() {
 		t.Run(v.String(), func(t *testing.T) {
 			cmd := exec.Command(python, "-W", "ignore", "testdata/pykmip_client.py", port, pem("client.pem"), pem("client.key"), pem("ca.pem"), v.String())

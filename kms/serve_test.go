@@ -425,7 +425,7 @@ func TestKill(t *testing.T) {
 func startChild(t *testing.T, h Home) *exec.Cmd {
 	t.Helper()
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), serveEnv+"="+h.ConfigDir)
+	child.Env = append(os.Environ(), serveEnv+"="+h.ConfigDir())
 	child.Stderr = os.Stderr
 	out, err := child.StdoutPipe()
 	if err != nil {

@@ -41,7 +41,7 @@ func locate(c *cli.Context) (kms.Home, string, error) {
 	if err != nil {
 		return kms.Home{}, "", err
 	}
-	return kms.Home{ConfigDir: filepath.Dir(p.File), Dir: filepath.Join(p.State, "kms")}, p.File, nil
+	return kms.Home{Config: p.File, Dir: filepath.Join(p.State, "kms")}, p.File, nil
 }
 
 // host is the agent's view of this machine.

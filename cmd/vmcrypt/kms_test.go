@@ -35,6 +35,19 @@ func TestInitOverwritesNothing(t *testing.T) {
 	}
 }
 
+// TestConfigurationElsewhere: --config may name any file.
+func TestConfigurationElsewhere(t *testing.T) {
+	h := emptyHome(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	write(t, at("passphrase"), []byte("open sesame"))
+	smallImage(t, at("disk.img"))
+	h.ok("--config", at("mine.yaml"), "init")
+	h.ok("encrypt", at("disk.img"), "--output", at("enc"), "--config", at("mine.yaml"))
+	h.ok("kms", "backup", at("backup"), "--passphrase-file", at("passphrase"), "--config="+at("mine.yaml"))
+	h.fails(exitFailure, []string{"vmcrypt init"}, "decrypt", at("enc"), "--output", at("dec"))
+}
+
 // serveKMS starts "vmcrypt kms serve" and waits until it listens.
 func (h *home) serveKMS() {
 	h.t.Helper()
@@ -227,7 +240,7 @@ func (h *home) kmipConn() *kmipwire.Conn {
 	config := kmipwire.TLSConfig()
 	config.Certificates, config.ServerName, config.RootCAs = []tls.Certificate{cert}, "localhost", x509.NewCertPool()
 	config.RootCAs.AppendCertsFromPEM(read(h.t, at("ca.pem")))
-	raw, err := kms.Home{ConfigDir: h.dir, Dir: at("kms")}.Dial(h.t.Context(), "")
+	raw, err := kms.Home{Config: filepath.Join(h.dir, "config.yaml"), Dir: at("kms")}.Dial(h.t.Context(), "")
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (h *home) inProcess(t *testing.T) func(target, output string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &environment{config: cfg, home: kms.Home{ConfigDir: h.dir, Dir: filepath.Join(h.dir, "kms")}}
+	e := &environment{config: cfg, home: kms.Home{Config: filepath.Join(h.dir, "config.yaml"), Dir: filepath.Join(h.dir, "kms")}}
 	return func(path, output string) int {
 		target, err := agent.Open(path, "")
 		if err == nil {
