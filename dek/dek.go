@@ -62,6 +62,7 @@
 package dek
 
 import (
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -71,7 +72,6 @@ import (
 
 	"github.com/google/uuid"
 	aead "github.com/tink-crypto/tink-go/v2/aead/subtle"
-	kdf "github.com/tink-crypto/tink-go/v2/subtle"
 
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
@@ -224,7 +224,7 @@ func newGCM(kek *secret.Buffer) (*aead.AESGCM, error) {
 
 // derive gives 32 bytes for one use. The caller wipes them if they are a key.
 func derive(key *secret.Buffer, info string) ([]byte, error) {
-	derived, err := kdf.ComputeHKDF("SHA256", key.Bytes(), nil, []byte(info), derivedSize)
+	derived, err := hkdf.Key(sha256.New, key.Bytes(), nil, info, derivedSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive %s: %w", info, err)
 	}
