@@ -36,19 +36,19 @@ import (
 )
 
 var (
-	// ErrPath: the path is not written as N:/path or /path, or it does not say
+	// ErrPath means that the path is not written as N:/path or /path, or it does not say
 	// which partition is meant.
 	ErrPath = errors.New("not a usable path")
-	// ErrNoFilesystem: there is no filesystem, or none this package knows.
+	// ErrNoFilesystem means that there is no filesystem, or none this package knows.
 	ErrNoFilesystem = errors.New("no readable filesystem")
-	// ErrIsDir: a file was asked for and the path names a folder.
+	// ErrIsDir means that a file was asked for and the path names a folder.
 	ErrIsDir = errors.New("is a folder")
-	// ErrNotDir: a part of the path that should be a folder is not one.
+	// ErrNotDir means that a part of the path that should be a folder is not one.
 	ErrNotDir = errors.New("not a folder")
-	// ErrUnsupported: the disk uses something that this package cannot read
+	// ErrUnsupported means that the disk uses something that this package cannot read
 	// right.
 	ErrUnsupported = errors.New("cannot be read in place; decrypt the disk to a file and mount that")
-	// ErrCorrupt: what the disk says contradicts itself.
+	// ErrCorrupt means that what the disk says contradicts itself.
 	ErrCorrupt = errors.New("damaged")
 )
 

@@ -44,7 +44,7 @@ func parsePath(s string) (location, error) {
 	loc.parts = strings.Split(strings.TrimSuffix(path[1:], "/"), "/")
 	for _, part := range loc.parts {
 		if part == "" || part == "." || part == ".." {
-			return loc, fmt.Errorf("%q: %w: it has an empty part, a . or a ..", s, ErrPath)
+			return loc, fmt.Errorf("%q: %w: leave out empty, . and .. parts", s, ErrPath)
 		}
 	}
 	return loc, nil

@@ -66,7 +66,7 @@ func (fs *iso) readRockRidge(f *isoFile, record []byte) (string, error) {
 			return "", err
 		}
 	}
-	return "", fmt.Errorf("Rock Ridge fields run in circles: %w", ErrCorrupt)
+	return "", fmt.Errorf("fields of Rock Ridge run in circles: %w", ErrCorrupt)
 }
 
 // fields reads one area of fields. It returns the field that tells where they
@@ -78,14 +78,14 @@ func (fs *iso) fields(f *isoFile, rr *rockRidge, area []byte) (next []byte, err 
 			return next, nil // padding
 		}
 		if n < 4 || n > len(area) {
-			return nil, fmt.Errorf("Rock Ridge field %q of %d bytes: %w", area[:2], n, ErrCorrupt)
+			return nil, fmt.Errorf("field %q of Rock Ridge with %d bytes: %w", area[:2], n, ErrCorrupt)
 		}
 		field := area[:n]
 		area = area[n:]
 		switch string(field[:2]) {
 		case "CE":
 			if n < 28 {
-				return nil, fmt.Errorf("Rock Ridge field of %d bytes: %w", n, ErrCorrupt)
+				return nil, fmt.Errorf("field %q of Rock Ridge with %d bytes: %w", field[:2], n, ErrCorrupt)
 			}
 			next = field
 		case "ST":
@@ -139,7 +139,7 @@ func (rr *rockRidge) addLink(b []byte) error {
 	for len(b) >= 2 {
 		flags, n := b[0], int(b[1])
 		if 2+n > len(b) || rr.link.Len()+n > maxTarget {
-			return fmt.Errorf("Rock Ridge link: %w", ErrCorrupt)
+			return fmt.Errorf("symbolic link of Rock Ridge: %w", ErrCorrupt)
 		}
 		part := string(b[2:][:n])
 		switch {

@@ -199,14 +199,14 @@ func readLogical(disk section, extended Partition) ([]Partition, error) {
 // mbrParts reads the four entries of the table at the start of s; none where
 // there is no table.
 func mbrParts(s section) ([]*mbr.Partition, error) {
+	if _, err := s.read(0, mbrSector); err != nil {
+		return nil, err
+	}
 	t, err := recovered(func() (*mbr.Table, error) {
 		return mbr.Read(diskFile{s}, mbrSector, mbrSector)
 	})
-	if ctxErr := s.ctx.Err(); ctxErr != nil {
-		return nil, ctxErr
-	}
 	if err != nil {
-		return nil, nil
+		return nil, s.ctx.Err() // what could be read is no table
 	}
 	return t.Partitions, nil
 }

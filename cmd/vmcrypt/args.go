@@ -26,10 +26,8 @@ func nArgs(c *cli.Context, least, most int) ([]string, error) {
 		return nil, usageError{fmt.Errorf("%s takes %s; see \"%s --help\"",
 			c.Command.HelpName, c.Command.ArgsUsage, c.Command.HelpName)}
 	}
-	for _, arg := range c.Args().Slice() {
-		if arg == "" {
-			return nil, usageError{fmt.Errorf("%s: an argument is empty", c.Command.HelpName)}
-		}
+	if slices.Contains(c.Args().Slice(), "") {
+		return nil, usageError{fmt.Errorf("%s: an argument is empty", c.Command.HelpName)}
 	}
 	return c.Args().Slice(), nil
 }

@@ -137,7 +137,7 @@ func TestNoSpaceLeft(t *testing.T) {
 	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
 		t.Skipf("mount a tmpfs: %v", err)
 	}
-	t.Cleanup(func() { syscall.Unmount(small, syscall.MNT_DETACH) })
+	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
 	path := filepath.Join(t.TempDir(), "disk.img")
 	write(t, path, make([]byte, 4<<20))
 	h.fails(exitFailure, []string{"no space left", "make room"}, "encrypt", path, "--output", filepath.Join(small, "enc.img"))
@@ -162,8 +162,10 @@ func TestDiskInUse(t *testing.T) {
 	if err := qemu.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { in.Close(); qemu.Wait() })
-	io.WriteString(in, "length\n")
+	t.Cleanup(func() { in.Close(); _ = qemu.Wait() })
+	if _, err := io.WriteString(in, "length\n"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
@@ -176,8 +178,10 @@ func TestDiskInUse(t *testing.T) {
 // TestInterrupted ends an encryption half-way, as Ctrl-C does.
 func TestInterrupted(t *testing.T) {
 	testHalfWay(t, func(cmd *exec.Cmd, out io.ReadCloser) {
-		cmd.Process.Signal(os.Interrupt)
-		go io.Copy(io.Discard, out)
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		go func() { _, _ = io.Copy(io.Discard, out) }()
 	})
 }
 
@@ -227,8 +231,8 @@ func TestKeyManagersThatAreNone(t *testing.T) {
 	smallImage(t, path)
 	for name, answer := range map[string]func(net.Conn){
 		"closes":  func(net.Conn) {},
-		"garbage": func(c net.Conn) { c.Write(make([]byte, 4096)); io.Copy(io.Discard, c) },
-		"http":    func(c net.Conn) { io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") },
+		"garbage": func(c net.Conn) { _, _ = c.Write(make([]byte, 4096)); _, _ = io.Copy(io.Discard, c) },
+		"http":    func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := &home{t, h.dir}

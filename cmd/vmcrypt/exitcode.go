@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -106,7 +105,7 @@ func hint(err error) string {
 // object.
 func report(err error, asJSON bool) {
 	if asJSON {
-		json.NewEncoder(os.Stderr).Encode(map[string]any{
+		_ = writeJSON(os.Stderr, map[string]any{ // there is nobody else to tell
 			"type": "error", "message": err.Error(), "hint": hint(err), "exitCode": exitCode(err),
 		})
 		return

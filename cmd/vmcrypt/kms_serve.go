@@ -39,7 +39,7 @@ func kmsServe(c *cli.Context) error {
 	}
 	return e.home.Serve(c.Context, address, func(at net.Addr) {
 		if c.Bool("json") {
-			writeJSON(c.App.Writer, map[string]string{"type": "listening", "address": at.String()})
+			_ = writeJSON(c.App.Writer, map[string]string{"type": "listening", "address": at.String()})
 			return
 		}
 		fmt.Fprintf(c.App.Writer, "key manager listening at %s\n", at)

@@ -65,7 +65,7 @@ func (h *home) serveKMS() {
 	}
 	h.t.Cleanup(func() {
 		cancel()
-		cmd.Wait()
+		_ = cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code != exitDone {
 			h.t.Errorf("kms serve: exit code %d", code)
 		}

@@ -76,7 +76,7 @@ func (p *progress) report(now agent.Progress) {
 	case p.bar != nil:
 		p.bar.ChangeMax64(now.Total)
 		p.bar.Describe(now.Node)
-		p.bar.Set64(now.Done)
+		_ = p.bar.Set64(now.Done)
 	case p.lines != nil && (now.Done == now.Total || time.Since(p.last) >= interval):
 		p.last = time.Now()
 		if err := writeJSON(p.lines, struct {
@@ -92,7 +92,7 @@ func (p *progress) report(now agent.Progress) {
 
 func (p *progress) end() {
 	if p.bar != nil {
-		p.bar.Clear()
+		_ = p.bar.Clear()
 	}
 }
 

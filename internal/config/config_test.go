@@ -53,8 +53,8 @@ agent: {socket: /run/vmcrypt/agent.sock}
 }
 
 func TestLoadNamesFileLineAndKey(t *testing.T) {
-	path := write(t, "engine: auto\naliases:\n  a:\n    servers:\n      - adress: x:1\n")
-	if _, err := Load(path); err == nil || err.Error() != path+`:5: unknown key "adress"` {
+	path := write(t, "engine: auto\naliases:\n  a:\n    servers:\n      - addr: x:1\n")
+	if _, err := Load(path); err == nil || err.Error() != path+`:5: unknown key "addr"` {
 		t.Error(err)
 	}
 }
