@@ -342,6 +342,35 @@ func TestFATLoopsAndShortChains(t *testing.T) {
 	}
 }
 
+// TestDamageIsNeverAWrongAnswer changes bytes all over an ext4 filesystem, the
+// content of the file left out: its checksums make that an error, or it does not
+// matter.
+func TestDamageIsNeverAWrongAnswer(t *testing.T) {
+	img := seed(t, "ext4")
+	want := cat(t, memDisk(img), "/dir/file")
+	content, failed := map[int]bool{}, 0
+	for i := 0; i < len(want); i += 1024 {
+		content[bytes.Index(img, want[i:min(i+1024, len(want))])/1024] = true
+	}
+	for at := 0; at < len(img); at += 3 {
+		if content[at/1024] {
+			continue
+		}
+		patch := []byte{byte(at), byte(at >> 8), byte(at >> 16), img[at] ^ 0x11}
+		var got bytes.Buffer
+		err := Cat(context.Background(), &got, testDisk{patched{bytes.NewReader(img), patch}, int64(len(img))}, "/dir/file")
+		if err == nil && !bytes.Equal(got.Bytes(), want) {
+			t.Errorf("byte %d changed: a wrong answer", at)
+		}
+		if err != nil {
+			failed++
+		}
+	}
+	if failed < 100 {
+		t.Errorf("only %d changes were noticed", failed)
+	}
+}
+
 // TestLinksStayInside: a link to /dir/file is one inside the disk, and no number
 // of .. leads out of it.
 func TestLinksStayInside(t *testing.T) {
