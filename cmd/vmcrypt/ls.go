@@ -58,10 +58,10 @@ func ls(c *cli.Context) error {
 func printListing(w io.Writer, l *browse.Listing) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, p := range l.Partitions {
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\n", p.Number, bytesText(p.Size), p.Type, p.Filesystem, printable(p.Name))
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\n", p.Number, bytesText(p.Size), p.Type, p.Filesystem, browse.Printable(p.Name))
 	}
 	for _, e := range l.Entries {
-		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\n", e.Type, e.Size, e.ModTime.UTC().Format("2006-01-02 15:04"), printable(e.Name))
+		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\n", e.Type, e.Size, e.ModTime.UTC().Format("2006-01-02 15:04"), browse.Printable(e.Name))
 	}
 	return tw.Flush()
 }
