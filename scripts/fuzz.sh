@@ -9,12 +9,14 @@ time=$1
 shift
 
 targets=0
+failed=()
 for package in $(go list "$@"); do
     for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
         echo "fuzz: $package $target for $time"
-        go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package"
+        go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package" || failed+=("$package.$target")
         targets=$((targets + 1))
     done
 done
 [ "$targets" -gt 0 ] || { echo "fuzz: no fuzz target in $*" >&2; exit 1; }
+[ ${#failed[@]} = 0 ] || { echo "fuzz: failed: ${failed[*]}" >&2; exit 1; }
 echo "fuzz: $targets targets survived $time each"
