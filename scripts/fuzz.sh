@@ -8,12 +8,24 @@ set -euo pipefail
 time=$1
 shift
 
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# fuzz PACKAGE TARGET. Up to Go 1.26 a run that found nothing can fail because
+# its time is over (https://go.dev/issue/75804): that is no failure.
+fuzz() {
+    go test -run '^$' -fuzz "^$2\$" -fuzztime "$time" -timeout 0 "$1" 2>&1 | tee "$log" && return
+    grep -q '^ *context deadline exceeded$' "$log" && ! grep -q 'Failing input' "$log"
+}
+
 targets=0
 failed=()
-for package in $(go list "$@"); do
-    for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
+packages=$(go list "$@")
+for package in $packages; do
+    names=$(go test -list '^Fuzz' "$package")
+    for target in $(grep '^Fuzz' <<<"$names"); do
         echo "fuzz: $package $target for $time"
-        go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package" || failed+=("$package.$target")
+        fuzz "$package" "$target" || failed+=("$package.$target")
         targets=$((targets + 1))
     done
 done
