@@ -2,7 +2,7 @@
 #
 #   make build   build bin/vmcrypt, one static binary
 #   make demo    encrypt a real disk image, look inside it, get it back: with proof
-#   make test    the whole suite, long tests and race detector included (about 10 min)
+#   make test    the whole suite, long tests and race detector included (about 5 min)
 #   make lint    static checks, as CI runs them
 #   make fuzz    every fuzz target for FUZZTIME each (2m; one package: PKG=./vmx)
 #   make bench   the benchmarks (one package: PKG=./blockcrypt)
