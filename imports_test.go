@@ -21,7 +21,7 @@ const module = "github.com/vmcrypt/vmcrypt"
 // and kms, the two ends of KMIP, meet only in cmd; what is made for tests is
 // imported by tests alone. A new package needs a line here.
 var mayImport = map[string][]string{
-	"agent": {"blockcrypt", "browse", "dek", "image", "internal/config", "internal/durable",
+	"agent": {"blockcrypt", "browse", "dek", "image", "internal/durable",
 		"internal/secret", "kek", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable"},
 	"browse":                     {"image"},

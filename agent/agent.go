@@ -14,6 +14,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/vmcrypt/vmcrypt/kek"
 )
@@ -22,12 +23,19 @@ import (
 var (
 	// ErrState: the disk is encrypted already, or is not.
 	ErrState = errors.New("wrong state for this operation")
-	// ErrNode: the descriptor has no disk at the named node.
-	ErrNode = errors.New("no such disk")
+	// ErrNode: the descriptor has no disk at the named node, or several where one
+	// must be named.
+	ErrNode = errors.New("which disk")
+	// ErrFormat: a format was given where there is no choice.
+	ErrFormat = errors.New("no format can be chosen")
+	// ErrAbsent: a disk is in the descriptor and has a file, but is not present.
+	ErrAbsent = errors.New("a disk is not present in the VM")
 	// ErrAlias: no key manager is configured under the alias.
 	ErrAlias = errors.New("unknown KMS alias")
 	// ErrDescriptor: the descriptor is missing, or does not fit the disk.
 	ErrDescriptor = errors.New("descriptor unusable")
+	// ErrUnrecorded: the disk is encrypted, and its descriptor lost.
+	ErrUnrecorded = fmt.Errorf("%w: no record", ErrDescriptor)
 	// ErrOutput: the output can't be what was asked for.
 	ErrOutput = errors.New("unusable output")
 )

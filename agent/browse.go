@@ -33,8 +33,8 @@ func (h *Host) withContent(ctx context.Context, t *Target, node string, use func
 		return err
 	}
 	keys := newKeyring(h)
-	defer keys.wipe()
 	content, err := openContent(ctx, keys, d)
+	keys.wipe()
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,8 @@ func (h *Host) withContent(ctx context.Context, t *Target, node string, use func
 
 func openContent(ctx context.Context, keys *keyring, d Disk) (image.Disk, error) {
 	if d.Record == nil {
-		return openPlain(d)
+		return d.open()
 	}
-	return openUnlocked(ctx, keys, d)
+	content, _, err := d.openUnlocked(ctx, keys)
+	return content, err
 }

@@ -14,14 +14,49 @@ type job struct {
 	disk Disk
 	file *image.File // the source's file
 	src  image.Disk  // what is read: the file, or its plaintext
-	// seal turns the new file into what is written to: the file itself, or its
-	// plaintext view, which encrypts.
-	seal func(*image.File) (image.Disk, error)
+	// sink makes what is written to of the new file: the file itself, or its
+	// plaintext, which encrypts.
+	sink func(*image.File) (image.Disk, error)
 }
 
-func (j job) close() { j.src.Close() }
+func closeAll(jobs []job) {
+	for _, j := range jobs {
+		j.src.Close()
+	}
+}
 
-func unsealed(f *image.File) (image.Disk, error) { return f, nil }
+// openJobs makes a job of each disk, or closes what it opened.
+func openJobs(disks []Disk, open func(Disk) (job, error)) (jobs []job, err error) {
+	for _, d := range disks {
+		j, err := open(d)
+		if err != nil {
+			closeAll(jobs)
+			return nil, err
+		}
+		jobs = append(jobs, j)
+	}
+	return jobs, nil
+}
+
+// openOthers opens the VM's disks that were not chosen: they come along as they
+// are.
+func openOthers(t *Target, chosen []Disk) ([]job, error) {
+	others := slices.DeleteFunc(slices.Clone(t.Disks), func(d Disk) bool {
+		return slices.ContainsFunc(chosen, func(c Disk) bool { return c.Node == d.Node })
+	})
+	return openJobs(others, func(d Disk) (job, error) {
+		f, err := d.openBeside()
+		return job{disk: d, file: f, src: f, sink: d.asItIs}, err
+	})
+}
+
+// asItIs takes a disk over, with the mark of an encrypted one.
+func (d Disk) asItIs(f *image.File) (image.Disk, error) {
+	if d.Record == nil {
+		return f, nil
+	}
+	return f, f.SetDiskUUID(d.Record.DiskUUID.String())
+}
 
 // write fills the output's stage with the disks of all jobs.
 func (h *Host) write(ctx context.Context, o *output, jobs []job) error {
@@ -38,24 +73,23 @@ func (h *Host) write(ctx context.Context, o *output, jobs []job) error {
 }
 
 func (j job) run(ctx context.Context, o *output, progress func(int64)) error {
-	f, err := o.createDisk(j.disk, j.file)
+	f, err := o.createDisk(j)
 	if err != nil {
 		return err
 	}
-	dst, err := j.seal(f)
+	dst, err := j.sink(f)
 	if err != nil {
 		f.Close()
 		return err
 	}
-	if err := image.Copy(ctx, dst, j.src, progress); err != nil {
-		dst.Close()
-		return err
+	err = image.Copy(ctx, dst, j.src, progress)
+	if err == nil {
+		err = dst.Flush()
 	}
-	if err := dst.Flush(); err != nil {
-		dst.Close()
-		return err
+	if closed := dst.Close(); err == nil {
+		err = closed
 	}
-	return dst.Close()
+	return err
 }
 
 // meter adds up the progress of all disks of a run.
@@ -67,42 +101,9 @@ type meter struct {
 
 func (m *meter) at(node string) func(int64) {
 	if m.report == nil {
-		return func(int64) {}
+		return nil
 	}
 	return func(n int64) {
 		m.report(Progress{Node: node, Done: m.done.Add(n), Total: m.total})
-	}
-}
-
-// openOthers opens the VM's disks that are not converted: they come along as
-// they are.
-func openOthers(t *Target, converted []job) (jobs []job, err error) {
-	for _, d := range t.Disks {
-		if slices.ContainsFunc(converted, func(j job) bool { return j.disk.Node == d.Node }) {
-			continue
-		}
-		f, err := image.Open(d.Path, d.Format, image.ReadOnly)
-		if err != nil {
-			closeAll(jobs)
-			return nil, err
-		}
-		jobs = append(jobs, job{disk: d, file: f, src: f, seal: taking(d)})
-	}
-	return jobs, nil
-}
-
-// taking marks the copy of an encrypted disk as the disk that it is.
-func taking(d Disk) func(*image.File) (image.Disk, error) {
-	return func(f *image.File) (image.Disk, error) {
-		if d.Record == nil {
-			return f, nil
-		}
-		return f, f.SetDiskUUID(d.Record.DiskUUID.String())
-	}
-}
-
-func closeAll(jobs []job) {
-	for _, j := range jobs {
-		j.close()
 	}
 }

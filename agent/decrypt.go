@@ -1,10 +1,6 @@
 package agent
 
-import (
-	"context"
-
-	"github.com/vmcrypt/vmcrypt/image"
-)
+import "context"
 
 // DecryptOptions says what is decrypted, and to where.
 type DecryptOptions struct {
@@ -13,8 +9,9 @@ type DecryptOptions struct {
 }
 
 // Decrypt writes a plain copy of the target: a VM with its disks decrypted, and
-// nothing of vmcrypt in its descriptor, or a disk image. It returns the status of
-// the result. After an error the output does not exist.
+// nothing of vmcrypt in its descriptor, or a disk image. Only their owner can
+// read what it writes. It returns the status of the result. After an error the
+// output does not exist.
 func (h *Host) Decrypt(ctx context.Context, t *Target, opts DecryptOptions) (*Status, error) {
 	disks, err := t.selectDisks(opts.Disks, true)
 	if err != nil {
@@ -24,39 +21,35 @@ func (h *Host) Decrypt(ctx context.Context, t *Target, opts DecryptOptions) (*St
 	if err != nil {
 		return nil, err
 	}
-	keys := newKeyring(h)
-	defer keys.wipe()
-	jobs, err := unlockedJobs(ctx, keys, disks)
+	out.private = true
+	jobs, err := h.unlockedJobs(ctx, disks)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(jobs)
-	for _, d := range disks {
-		if err := out.file.RemoveRecord(d.Node); err != nil {
-			return nil, err
-		}
-	}
-	if out.bare {
-		out.descriptor = ""
-	}
-	return h.produce(ctx, t, out, func() ([]job, error) { return jobs, nil })
+	return h.produce(ctx, t, out, jobs, func(jobs []job) error { return decryptTo(out, jobs) })
 }
 
 // unlockedJobs opens the plaintext of every disk before anything is written.
-func unlockedJobs(ctx context.Context, keys *keyring, disks []Disk) (jobs []job, err error) {
-	for _, d := range disks {
-		f, err := image.Open(d.Path, d.Format, image.ReadOnly)
-		if err != nil {
-			closeAll(jobs)
-			return nil, err
-		}
-		plain, err := unlock(ctx, keys, d, f)
-		if err != nil {
-			f.Close()
-			closeAll(jobs)
-			return nil, err
-		}
-		jobs = append(jobs, job{disk: d, file: f, src: plain, seal: unsealed})
+func (h *Host) unlockedJobs(ctx context.Context, disks []Disk) ([]job, error) {
+	keys := newKeyring(h)
+	defer keys.wipe()
+	return openJobs(disks, func(d Disk) (job, error) {
+		plain, f, err := d.openUnlocked(ctx, keys)
+		return job{disk: d, file: f, src: plain, sink: Disk{}.asItIs}, err
+	})
+}
+
+// decryptTo leaves nothing of vmcrypt in the descriptor. A bare image gets none.
+func decryptTo(out *output, jobs []job) error {
+	if out.bare {
+		out.descriptor = ""
+		return nil
 	}
-	return jobs, nil
+	for _, j := range jobs {
+		if err := out.file.RemoveRecord(j.disk.Node); err != nil {
+			return err
+		}
+	}
+	return out.writeDescriptor()
 }

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
@@ -10,51 +12,70 @@ import (
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// openPlain opens a disk that is about to be encrypted. A disk that carries the
-// mark of an encrypted one is refused: encrypting it twice would bury it.
-func openPlain(d Disk) (*image.File, error) {
+// open opens the file of a disk, if it is the disk that the descriptor means.
+func (d Disk) open() (*image.File, error) {
 	f, err := image.Open(d.Path, d.Format, image.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUnmarked(f); err != nil {
+	mark, _, err := f.DiskUUID()
+	if err == nil {
+		err = d.checkMark(mark)
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-func checkUnmarked(f *image.File) error {
-	id, marked, err := f.DiskUUID()
-	if err != nil {
-		return err
-	}
-	if marked {
-		return fmt.Errorf("%w: %s is marked as encrypted disk %s, but its descriptor says nothing of that: "+
-			"find the descriptor, or, if the disk is surely plain, remove its attribute user.vmcrypt.disk",
-			ErrDescriptor, f.DataPath(), id)
+// checkMark compares the mark of the disk's file with its record. A marked file
+// without a record is ciphertext: encrypting it once more would bury it.
+func (d Disk) checkMark(mark string) error {
+	switch {
+	case mark == "":
+		return nil
+	case d.Record == nil:
+		return fmt.Errorf("%w: %s is marked as encrypted disk %s, but its descriptor says nothing of that",
+			ErrUnrecorded, d.Path, mark)
+	case mark != d.Record.DiskUUID.String():
+		return fmt.Errorf("%w: %s is disk %s, but the descriptor's key is that of disk %s",
+			ErrDescriptor, d.Path, mark, d.Record.DiskUUID)
 	}
 	return nil
 }
 
-// openUnlocked opens the plaintext of an encrypted disk.
-func openUnlocked(ctx context.Context, keys *keyring, d Disk) (image.Disk, error) {
-	f, err := image.Open(d.Path, d.Format, image.ReadOnly)
+// openBeside opens a disk that was not chosen and comes along as it is. It has to
+// be a file in the VM's folder: a descriptor must not have other files of the
+// host copied.
+func (d Disk) openBeside() (*image.File, error) {
+	info, err := os.Lstat(d.Path)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := unlock(ctx, keys, d, f)
-	if err != nil {
-		f.Close()
-		return nil, err
+	if !filepath.IsLocal(d.fileName) || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: disk %s, which was not chosen, is no file in the VM's folder but %s",
+			ErrOutput, d.Node, d.Path)
 	}
-	return plain, nil
+	return d.open()
 }
 
-func unlock(ctx context.Context, keys *keyring, d Disk, f *image.File) (image.Disk, error) {
-	if err := checkMark(f, d.Record); err != nil {
-		return nil, err
+// openUnlocked opens the plaintext of an encrypted disk, and gives its file too,
+// which goes with it.
+func (d Disk) openUnlocked(ctx context.Context, keys *keyring) (image.Disk, *image.File, error) {
+	f, err := d.open()
+	if err != nil {
+		return nil, nil, err
 	}
+	plain, err := d.unlock(ctx, keys, f)
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return plain, f, nil
+}
+
+func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (image.Disk, error) {
 	key, err := keys.unwrap(ctx, d)
 	if err != nil {
 		return nil, err
@@ -65,25 +86,12 @@ func unlock(ctx context.Context, keys *keyring, d Disk, f *image.File) (image.Di
 		return nil, fmt.Errorf("%s has %d bytes, but %d were encrypted: the file was cut or grown",
 			f.DataPath(), f.Size(), d.Record.Size)
 	}
-	return decrypted(f, key, d.Record)
+	return plaintextOf(f, key, d.Record)
 }
 
-// checkMark refuses a disk file that says it is another disk than the record's.
-func checkMark(f *image.File, rec *vmx.Record) error {
-	id, marked, err := f.DiskUUID()
-	if err != nil {
-		return err
-	}
-	if marked && id != rec.DiskUUID.String() {
-		return fmt.Errorf("%w: %s is disk %s, but the descriptor's key is that of disk %s",
-			ErrDescriptor, f.DataPath(), id, rec.DiskUUID)
-	}
-	return nil
-}
-
-// decrypted is the plaintext view of storage. Closing it closes the storage and
-// wipes the cipher.
-func decrypted(storage image.Disk, key *secret.Buffer, rec *vmx.Record) (image.Disk, error) {
+// plaintextOf is the plaintext of the encrypted disk in storage: what is written
+// to it is encrypted. Closing it closes the storage and wipes the cipher.
+func plaintextOf(storage image.Disk, key *secret.Buffer, rec *vmx.Record) (image.Disk, error) {
 	cipher, err := blockcrypt.NewCipher(key.Bytes(), rec.SectorSize)
 	if err != nil {
 		return nil, err

@@ -12,8 +12,8 @@ import (
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// EncryptOptions says how disks are encrypted. None of the fields but Disks and
-// KEKID may be empty.
+// EncryptOptions says how disks are encrypted. All fields but Disks and KEKID
+// are needed.
 type EncryptOptions struct {
 	Output     string   // a new folder for a VM, a new file for an image
 	Disks      []string // nodes; none means all
@@ -39,18 +39,15 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := plainJobs(disks, opts.SectorSize)
+	jobs, err := openJobs(disks, func(d Disk) (job, error) { return plainJob(d, opts.SectorSize) })
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(jobs)
 	keys := newKeyring(h)
 	defer keys.wipe()
-	if err := makeRecords(ctx, keys, out, jobs, opts); err != nil {
-		return nil, err
-	}
-	return h.produce(ctx, t, out, func() ([]job, error) {
-		return jobs, sealJobs(ctx, keys, out, jobs)
+	return h.produce(ctx, t, out, jobs, func(jobs []job) error {
+		return encryptTo(ctx, keys, out, jobs, opts)
 	})
 }
 
@@ -61,28 +58,35 @@ func (t *Target) checkPoweredOff() error {
 		return nil
 	}
 	if saved, _ := t.file.Get("checkpoint.vmState"); saved != "" {
-		return fmt.Errorf("%w: %s is suspended, and its memory in %s would stay plain: power it off first",
-			ErrState, t.Path, saved)
+		return fmt.Errorf("%w: %s is suspended, and its memory in %s would stay plain", ErrState, t.Path, saved)
 	}
 	return nil
 }
 
-// plainJobs opens the disks to be encrypted, and refuses those that can't be
-// before a key is made for them.
-func plainJobs(disks []Disk, sectorSize int) (jobs []job, err error) {
-	for _, d := range disks {
-		f, err := openPlain(d)
-		if err != nil {
-			closeAll(jobs)
-			return nil, err
-		}
-		jobs = append(jobs, job{disk: d, file: f, src: f})
-		if err := blockcrypt.CheckSize(f.Size(), sectorSize); err != nil {
-			closeAll(jobs)
-			return nil, fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
-		}
+// plainJob opens a disk to be encrypted, and refuses one that can't be before a
+// key is made for it.
+func plainJob(d Disk, sectorSize int) (job, error) {
+	f, err := d.open()
+	if err != nil {
+		return job{}, err
 	}
-	return jobs, nil
+	if err := blockcrypt.CheckSize(f.Size(), sectorSize); err != nil {
+		f.Close()
+		return job{}, fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
+	}
+	return job{disk: d, file: f, src: f}, nil
+}
+
+// encryptTo gives the jobs their keys, and has them write what the descriptor, as
+// it lies on disk, can open again.
+func encryptTo(ctx context.Context, keys *keyring, out *output, jobs []job, opts EncryptOptions) error {
+	if err := makeRecords(ctx, keys, out, jobs, opts); err != nil {
+		return err
+	}
+	if err := out.writeDescriptor(); err != nil {
+		return err
+	}
+	return readBack(ctx, keys, out, jobs)
 }
 
 // makeRecords gives every job a DEK of its own, wrapped in the output's
@@ -94,7 +98,7 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, op
 	}
 	for _, j := range jobs {
 		rec := &vmx.Record{
-			State:      StateEncrypted,
+			State:      vmx.StateEncrypted,
 			DiskUUID:   uuid.New(),
 			Size:       j.file.Size(),
 			Cipher:     vmx.CipherXTS,
@@ -117,9 +121,9 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, op
 	return nil
 }
 
-// sealJobs takes each record from the descriptor as it lies on disk: the DEK that
+// readBack takes each record from the descriptor as it lies on disk: the DEK that
 // encrypts the first sector is one that is durable and opens again.
-func sealJobs(ctx context.Context, keys *keyring, out *output, jobs []job) error {
+func readBack(ctx context.Context, keys *keyring, out *output, jobs []job) error {
 	path := out.in(out.descriptor)
 	written, err := vmx.Read(path)
 	if err != nil {
@@ -130,23 +134,21 @@ func sealJobs(ctx context.Context, keys *keyring, out *output, jobs []job) error
 		if d.Record, err = written.Record(d.Node); err != nil {
 			return fmt.Errorf("read back %s: %w", path, err)
 		}
-		jobs[i].seal = sealing(ctx, keys, d)
+		jobs[i].sink = func(f *image.File) (image.Disk, error) { return d.encryptInto(ctx, keys, f) }
 	}
 	return nil
 }
 
-// sealing marks a new file as the record's disk and encrypts what is written to
-// it.
-func sealing(ctx context.Context, keys *keyring, d Disk) func(*image.File) (image.Disk, error) {
-	return func(f *image.File) (image.Disk, error) {
-		key, err := keys.unwrap(ctx, d)
-		if err != nil {
-			return nil, fmt.Errorf("unwrap what was just wrapped: %w", err)
-		}
-		defer key.Destroy()
-		if err := f.SetDiskUUID(d.Record.DiskUUID.String()); err != nil {
-			return nil, err
-		}
-		return decrypted(f, key, d.Record)
+// encryptInto marks a new file as the record's disk and encrypts what is written
+// to it.
+func (d Disk) encryptInto(ctx context.Context, keys *keyring, f *image.File) (image.Disk, error) {
+	key, err := keys.unwrap(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("unwrap what was just wrapped: %w", err)
 	}
+	defer key.Destroy()
+	if err := f.SetDiskUUID(d.Record.DiskUUID.String()); err != nil {
+		return nil, err
+	}
+	return plaintextOf(f, key, d.Record)
 }

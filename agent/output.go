@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,15 +20,24 @@ import (
 type output struct {
 	path       string // what the user named
 	bare       bool
+	format     image.Format // of a bare image
+	private    bool         // plaintext: nobody but its owner may read it
+	modes      string       // the file whose mode the descriptor gets
 	stage      string
 	file       *vmx.File         // the descriptor to be
-	descriptor string            // its name in the stage
-	names      map[string]string // of each disk in the stage, by node
+	descriptor string            // its name in the stage; empty where there is none
+	places     map[string]placed // of the disks, by node
 	written    []string          // names in the stage of a bare image, the image itself last
 }
 
+// placed is where a disk lies in the stage.
+type placed struct {
+	name string // of the image, or of the text of a VMDK
+	data string // of the file with the sectors
+}
+
 func newOutput(t *Target, path string) (*output, error) {
-	o := &output{path: filepath.Clean(path), bare: t.bare, names: make(map[string]string)}
+	o := &output{path: filepath.Clean(path), bare: t.bare, modes: t.Path, places: make(map[string]placed)}
 	if info, err := os.Stat(filepath.Dir(o.path)); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("%w: %s: there is no folder %s", ErrOutput, path, filepath.Dir(o.path))
 	}
@@ -38,17 +48,19 @@ func newOutput(t *Target, path string) (*output, error) {
 }
 
 func (o *output) planImage(d Disk) error {
-	if image.FormatOf(o.path) != d.Format {
-		return fmt.Errorf("%w: %s: the output keeps the format of %s, %s, and its name must say so",
+	if isDescriptor(o.path) || image.FormatOf(o.path) != d.Format {
+		return fmt.Errorf("%w: %s: the name must be that of a disk in the format of %s, %s",
 			ErrOutput, o.path, d.Path, d.Format)
 	}
 	base := filepath.Base(o.path)
-	o.names[d.Node] = base
-	o.file, o.descriptor = vmx.New(d.Node, base), base+".vmx"
-	for _, path := range []string{o.path, o.path + ".vmx", extentName(o.path)} {
+	o.format, o.file, o.descriptor = d.Format, vmx.New(d.Node, base), base+".vmx"
+	for _, path := range []string{o.path, o.path + ".vmx"} {
 		if err := checkAbsent(path); err != nil {
 			return err
 		}
+	}
+	if d.Format == image.VMDK {
+		return checkAbsent(extentName(o.path))
 	}
 	return nil
 }
@@ -57,34 +69,9 @@ func (o *output) planVM(t *Target) (err error) {
 	if err := checkAbsent(o.path); err != nil {
 		return err
 	}
-	if o.file, err = vmx.Parse(t.file.Bytes()); err != nil {
-		return err
-	}
 	o.descriptor = filepath.Base(t.Descriptor)
-	taken := map[string]string{}
-	for _, d := range t.Disks {
-		name, err := o.place(d)
-		if err != nil {
-			return err
-		}
-		if other, ok := taken[name]; ok {
-			return fmt.Errorf("%w: disks %s and %s of %s would both be %s in %s",
-				ErrOutput, other, d.Node, t.Path, name, o.path)
-		}
-		taken[name], o.names[d.Node] = d.Node, name
-	}
-	return nil
-}
-
-// place says where a VM's disk lies in the output: where it lay in the VM's
-// folder or, if it came from elsewhere, beside the descriptor, which then names
-// it there.
-func (o *output) place(d Disk) (string, error) {
-	if filepath.IsLocal(d.fileName) {
-		return filepath.Clean(d.fileName), nil
-	}
-	name := filepath.Base(d.fileName)
-	return name, o.file.Set(d.Node+".fileName", name)
+	o.file, err = vmx.Parse(t.file.Bytes())
+	return err
 }
 
 func checkAbsent(path string) error {
@@ -93,90 +80,125 @@ func checkAbsent(path string) error {
 		return nil
 	}
 	if err == nil {
-		return fmt.Errorf("%w: %s: %w: move it away or choose another name", ErrOutput, path, fs.ErrExist)
+		return fmt.Errorf("%w: %s: %w", ErrOutput, path, fs.ErrExist)
 	}
 	return err
 }
 
-// begin makes the stage. The folder of a VM gets the mode of the one it came
-// from.
+// place says where in the stage each disk will lie, and fails if two would lie
+// in one place.
+func (o *output) place(jobs []job) error {
+	taken := map[string]string{o.descriptor: "the descriptor"}
+	for _, j := range jobs {
+		p, err := o.placeOf(j)
+		if err != nil {
+			return err
+		}
+		for _, name := range p.names() {
+			if other, ok := taken[name]; ok {
+				return fmt.Errorf("%w: %s in %s would be both %s and disk %s", ErrOutput, name, o.path, other, j.disk.Node)
+			}
+			taken[name] = "disk " + j.disk.Node
+		}
+		o.places[j.disk.Node] = p
+	}
+	return nil
+}
+
+func (p placed) names() []string {
+	if p.name == p.data {
+		return []string{p.name}
+	}
+	return []string{p.data, p.name}
+}
+
+func (o *output) placeOf(j job) (placed, error) {
+	name, err := o.nameOf(j.disk)
+	if err != nil || j.disk.Format != image.VMDK {
+		return placed{name, name}, err
+	}
+	extent := j.file.VMDK().ExtentName()
+	if o.bare {
+		extent = extentName(name)
+	}
+	return placed{name, filepath.Join(filepath.Dir(name), extent)}, nil
+}
+
+// nameOf says where a disk lies in the output: where it lay in the VM's folder
+// or, if it came from elsewhere, beside the descriptor, which then names it there.
+func (o *output) nameOf(d Disk) (string, error) {
+	switch {
+	case o.bare:
+		return filepath.Base(o.path), nil
+	case filepath.IsLocal(d.fileName):
+		return filepath.Clean(d.fileName), nil
+	}
+	name := filepath.Base(d.fileName)
+	return name, o.file.Set(d.Node+".fileName", name)
+}
+
+// begin makes the stage. The folder of an encrypted VM gets the mode of the one
+// it came from.
 func (o *output) begin(t *Target) (err error) {
 	perm := fs.FileMode(0o700)
-	if info, err := os.Stat(filepath.Dir(t.Descriptor)); err == nil && !o.bare {
-		perm = info.Mode().Perm() | 0o700
+	if info, err := os.Stat(filepath.Dir(t.Descriptor)); err == nil && !o.bare && !o.private {
+		perm |= info.Mode().Perm()
 	}
 	o.stage, err = durable.MkdirTemp(o.path, perm)
 	return err
 }
 
 // abandon removes what was not published.
-func (o *output) abandon() {
-	if o.stage != "" {
-		os.RemoveAll(o.stage)
-	}
-}
+func (o *output) abandon() { os.RemoveAll(o.stage) }
 
 func (o *output) in(name string) string { return filepath.Join(o.stage, name) }
 
 // writeDescriptor makes the descriptor durable in the stage.
-func (o *output) writeDescriptor(t *Target) error {
+func (o *output) writeDescriptor() error {
 	if err := o.file.Write(o.in(o.descriptor)); err != nil {
 		return err
 	}
 	o.written = append(o.written, o.descriptor)
-	return copyMode(o.in(o.descriptor), t.Path)
+	return o.copyMode(o.in(o.descriptor), o.modes)
 }
 
 // createDisk makes the empty file for a disk, and the text that belongs to it if
 // it is a VMDK.
-func (o *output) createDisk(d Disk, src *image.File) (*image.File, error) {
-	name := o.names[d.Node]
-	if err := os.MkdirAll(filepath.Dir(o.in(name)), 0o700); err != nil {
+func (o *output) createDisk(j job) (*image.File, error) {
+	p := o.places[j.disk.Node]
+	if err := os.MkdirAll(filepath.Dir(o.in(p.name)), 0o700); err != nil {
 		return nil, err
 	}
-	data := name
-	if d.Format == image.VMDK {
-		var err error
-		if data, err = o.writeVMDK(d, src, name); err != nil {
+	if v := j.file.VMDK(); v != nil {
+		if err := o.writeVMDK(v, p, j.disk.Path); err != nil {
 			return nil, err
 		}
-	} else {
-		o.written = append(o.written, name)
 	}
-	f, err := image.Create(o.in(data), src.Size())
+	o.written = append(o.written, p.names()...)
+	f, err := image.Create(o.in(p.data), j.src.Size())
 	if err != nil {
 		return nil, err
 	}
-	if err := copyMode(o.in(data), src.DataPath()); err != nil {
+	if err := o.copyMode(o.in(p.data), j.file.DataPath()); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// writeVMDK writes the text of a VMDK and returns the name of its extent.
-func (o *output) writeVMDK(d Disk, src *image.File, name string) (string, error) {
-	text, err := os.ReadFile(d.Path)
-	if err != nil {
-		return "", err
-	}
-	v, err := image.ParseVMDK(text)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", d.Path, err)
-	}
-	extent := filepath.Base(src.DataPath())
-	if o.bare {
-		extent = filepath.Base(extentName(name))
+// writeVMDK writes the text of a VMDK, as it was but for the name of the extent.
+func (o *output) writeVMDK(v *image.VMDKDescriptor, p placed, modeFrom string) error {
+	text := v.Text()
+	if extent := filepath.Base(p.data); extent != v.ExtentName() {
+		var err error
 		if text, err = v.Rename(extent); err != nil {
-			return "", err
+			return err
 		}
 	}
-	data := filepath.Join(filepath.Dir(name), extent)
-	o.written = append(o.written, data, name)
-	if err := os.WriteFile(o.in(name), text, 0o600); err != nil {
-		return "", err
+	if err := durable.WriteFile(o.in(p.name), text, 0o600); err != nil {
+		return err
 	}
-	return data, copyMode(o.in(name), d.Path)
+	return o.copyMode(o.in(p.name), modeFrom)
 }
 
 // extentName is the name that VMware and QEMU give the extent of a VMDK.
@@ -184,46 +206,81 @@ func extentName(vmdk string) string {
 	return strings.TrimSuffix(vmdk, filepath.Ext(vmdk)) + "-flat.vmdk"
 }
 
-func copyMode(path, from string) error {
+// copyMode gives a file of the output the mode of the one it came from.
+func (o *output) copyMode(path, from string) error {
 	info, err := os.Stat(from)
 	if err != nil {
 		return err
 	}
-	return os.Chmod(path, info.Mode().Perm())
+	perm := info.Mode().Perm()
+	if o.private {
+		perm &= 0o700
+	}
+	return os.Chmod(path, perm)
 }
 
-// publish makes the output durable and lets it appear, replacing nothing.
-func (o *output) publish() error {
+// publish makes the output durable and lets it appear, replacing nothing, if ctx
+// has not ended by then. It returns the status of what appeared.
+func (o *output) publish(ctx context.Context) (*Status, error) {
+	status, err := o.status()
+	if err != nil {
+		return nil, err
+	}
 	if err := durable.SyncTree(o.stage); err != nil {
-		return err
+		return nil, err
 	}
-	if !o.bare {
-		return durable.Publish(o.stage, o.path)
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	return o.publishFiles()
+	if o.bare {
+		return status, o.publishFiles()
+	}
+	return status, durable.Publish(o.stage, o.path)
 }
 
 // publishFiles lets the files of a bare image appear: its descriptor first, so
-// that ciphertext is never without its key, and the image last.
+// that ciphertext is never without its key, and the image last. If one can't
+// appear, none does.
 func (o *output) publishFiles() error {
 	var published []string
 	for _, name := range o.written {
 		to := filepath.Join(filepath.Dir(o.path), name)
-		if err := durable.Publish(o.in(name), to); err != nil {
+		err := durable.Publish(o.in(name), to)
+		if !errors.Is(err, fs.ErrExist) {
+			published = append(published, to)
+		}
+		if err != nil {
 			for _, p := range published {
 				os.Remove(p)
 			}
 			return fmt.Errorf("%w: %w", ErrOutput, err)
 		}
-		published = append(published, to)
 	}
 	return nil
 }
 
-// target is the path that opens what was published.
-func (o *output) target() string {
+// status reads the stage as anyone will read the output, and describes that.
+func (o *output) status() (*Status, error) {
+	folder, name := o.path, o.descriptor
 	if o.bare {
-		return o.path
+		folder, name = filepath.Dir(o.path), filepath.Base(o.path)
 	}
-	return filepath.Join(o.path, o.descriptor)
+	t, err := Open(o.in(name), o.format)
+	if err != nil {
+		return nil, err
+	}
+	s, err := t.Status(nil)
+	if err != nil {
+		return nil, err
+	}
+	final := func(path *string) {
+		if rest, ok := strings.CutPrefix(*path, o.stage+"/"); ok {
+			*path = filepath.Join(folder, rest)
+		}
+	}
+	final(&s.Descriptor)
+	for i := range s.Disks {
+		final(&s.Disks[i].File)
+	}
+	return s, nil
 }

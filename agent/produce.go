@@ -2,6 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,73 +13,96 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
-// produce writes the whole output and publishes it. It asks for the disks to
-// convert once the descriptor is durable.
-func (h *Host) produce(ctx context.Context, t *Target, out *output, ready func() ([]job, error)) (*Status, error) {
+// produce writes the whole output and publishes it: the chosen disks by their
+// jobs, which prepare completes once it has written the descriptor, the VM's
+// other disks and its other files.
+func (h *Host) produce(ctx context.Context, t *Target, out *output, jobs []job, prepare func([]job) error) (*Status, error) {
+	chosen := make([]Disk, len(jobs))
+	for i, j := range jobs {
+		chosen[i] = j.disk
+	}
+	others, err := openOthers(t, chosen)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(others)
+	all := slices.Concat(jobs, others)
+	if err := out.place(all); err != nil {
+		return nil, err
+	}
 	if err := out.begin(t); err != nil {
 		return nil, err
 	}
 	defer out.abandon()
-	if err := h.fill(ctx, t, out, ready); err != nil {
+	if err := prepare(all[:len(jobs)]); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := h.write(ctx, out, all); err != nil {
 		return nil, err
 	}
-	if err := out.publish(); err != nil {
+	if err := copyCompanions(ctx, t, out); err != nil {
 		return nil, err
 	}
-	result, err := Open(out.target(), "")
-	if err != nil {
-		return nil, err
-	}
-	return result.Status(nil)
+	return out.publish(ctx)
 }
 
-// fill writes descriptor, disks and the VM's other files to the stage.
-func (h *Host) fill(ctx context.Context, t *Target, out *output, ready func() ([]job, error)) error {
-	if out.descriptor != "" {
-		if err := out.writeDescriptor(t); err != nil {
-			return err
-		}
-	}
-	jobs, err := ready()
-	if err != nil {
-		return err
-	}
-	others, err := openOthers(t, jobs)
-	if err != nil {
-		return err
-	}
-	defer closeAll(others)
-	if err := h.write(ctx, out, append(jobs, others...)); err != nil {
-		return err
-	}
-	return copyFiles(ctx, t, out)
-}
-
-// copyFiles takes over what belongs to a VM besides its descriptor and disks.
-func copyFiles(ctx context.Context, t *Target, out *output) error {
+// copyCompanions takes over what belongs to a VM besides its descriptor and
+// disks: the files that its descriptor names and those that VMware keeps under
+// its name, if they are in its folder.
+func copyCompanions(ctx context.Context, t *Target, out *output) error {
 	if t.bare {
 		return nil
 	}
-	names, err := t.ownFiles()
+	names, err := t.file.Companions()
 	if err != nil {
 		return err
 	}
+	base := filepath.Base(t.Descriptor)
+	for _, ext := range []string{".nvram", ".vmxf", ".vmsd"} {
+		names = append(names, strings.TrimSuffix(base, filepath.Ext(base))+ext)
+	}
+	folder, err := os.OpenRoot(filepath.Dir(t.Descriptor))
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
 	for _, name := range names {
-		to := out.in(name)
-		if _, err := os.Lstat(to); err == nil {
-			continue // descriptor or disk
-		}
-		if err := copyFile(ctx, to, filepath.Join(filepath.Dir(t.Descriptor), name)); err != nil {
+		if err := out.copyCompanion(ctx, folder, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func copyFile(ctx context.Context, to, from string) error {
+// copyCompanion takes over one file of the VM's folder, if it is there and none
+// that was taken before. What lies elsewhere is not the VM's.
+func (o *output) copyCompanion(ctx context.Context, folder *os.Root, name string) error {
+	if !filepath.IsLocal(name) {
+		return nil
+	}
+	from, to := filepath.Join(folder.Name(), name), o.in(name)
+	info, err := folder.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode(); mode.IsDir() || mode&fs.ModeSymlink != 0 {
+		return fmt.Errorf("%w: %s is no file that can be taken along", ErrOutput, from)
+	} else if !mode.IsRegular() {
+		return nil // a pipe or a socket that a device is connected to
+	}
+	if _, err := os.Lstat(to); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	return o.copyFile(ctx, to, from)
+}
+
+func (o *output) copyFile(ctx context.Context, to, from string) error {
 	src, err := image.Open(from, image.Raw, image.ReadOnly)
 	if err != nil {
 		return err
@@ -86,39 +112,12 @@ func copyFile(ctx context.Context, to, from string) error {
 	if err != nil {
 		return err
 	}
-	defer dst.Close()
-	if err := image.Copy(ctx, dst, src, func(int64) {}); err != nil {
+	err = image.Copy(ctx, dst, src, nil)
+	if closed := dst.Close(); err == nil {
+		err = closed
+	}
+	if err != nil {
 		return err
 	}
-	return copyMode(to, from)
-}
-
-// ownFiles names the files in the VM's folder that are the VM's: those that its
-// descriptor names, and those that carry its name. Not among them is what belongs
-// to a running VM only: locks, swap and logs.
-func (t *Target) ownFiles() ([]string, error) {
-	dir, base := filepath.Split(t.Descriptor)
-	entries, err := os.ReadDir(filepath.Clean(dir))
-	if err != nil {
-		return nil, err
-	}
-	stem := strings.TrimSuffix(base, filepath.Ext(base)) + "."
-	named := t.file.Values()
-	var names []string
-	for _, e := range entries {
-		name := e.Name()
-		own := strings.HasPrefix(name, stem) || slices.Contains(named, name)
-		if own && e.Type().IsRegular() && !transient(name) {
-			names = append(names, name)
-		}
-	}
-	return names, nil
-}
-
-func transient(name string) bool {
-	switch strings.ToLower(filepath.Ext(name)) {
-	case ".vswp", ".lck", ".log", ".scoreboard":
-		return true
-	}
-	return false
+	return o.copyMode(to, from)
 }

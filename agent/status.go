@@ -1,11 +1,14 @@
 package agent
 
-import "github.com/vmcrypt/vmcrypt/image"
+import (
+	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/vmx"
+)
 
 // The states of a disk.
 const (
 	StatePlain     = "plain"
-	StateEncrypted = "encrypted"
+	StateEncrypted = vmx.StateEncrypted
 )
 
 // Status is what is known of a target without asking a key manager.
@@ -57,11 +60,14 @@ func (t *Target) Status(nodes []string) (*Status, error) {
 
 func (d Disk) status() (DiskStatus, error) {
 	s := DiskStatus{Node: d.Node, File: d.Path, Format: d.Format, State: StatePlain}
-	size, err := image.Size(d.Path, d.Format)
+	info, err := image.Inspect(d.Path, d.Format)
 	if err != nil {
 		return s, err
 	}
-	s.SizeBytes = size
+	if err := d.checkMark(info.DiskUUID); err != nil {
+		return s, err
+	}
+	s.SizeBytes = info.Size
 	if r := d.Record; r != nil {
 		s.State, s.DiskUUID, s.Cipher = r.State, r.DiskUUID.String(), r.Cipher
 		s.SectorSize, s.Holes = r.SectorSize, r.Holes

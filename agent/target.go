@@ -23,8 +23,9 @@ type Target struct {
 	Descriptor string // the .vmx; of a bare image it need not exist
 	Disks      []Disk // in the descriptor's order
 
-	bare bool
-	file *vmx.File // nil for a bare image without a descriptor
+	bare   bool
+	file   *vmx.File // nil for a bare image without a descriptor
+	absent []Disk    // in the descriptor, but not present in the VM
 }
 
 // Disk is one virtual disk of a target.
@@ -43,7 +44,7 @@ type Disk struct {
 func Open(path string, format image.Format) (*Target, error) {
 	if isDescriptor(path) {
 		if format != "" {
-			return nil, fmt.Errorf("%s: the descriptor gives the disks' formats: leave --format out", path)
+			return nil, fmt.Errorf("%w: %s: the formats of a VM's disks come from their names", ErrFormat, path)
 		}
 		return openVM(path)
 	}
@@ -59,28 +60,41 @@ func openVM(path string) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDescriptor, err)
 	}
-	disks, err := disksOf(f, path)
-	if err != nil {
+	t := &Target{Path: path, Descriptor: path, file: f}
+	if err := t.findDisks(); err != nil {
 		return nil, err
 	}
-	if len(disks) == 0 {
+	if len(t.Disks) == 0 {
 		return nil, fmt.Errorf("%w: %s names no disk; is it complete?", ErrDescriptor, path)
 	}
-	return &Target{Path: path, Descriptor: path, Disks: disks, file: f}, nil
+	return t, nil
 }
 
-func disksOf(f *vmx.File, path string) ([]Disk, error) {
-	found, err := f.Disks()
+// findDisks lists the disks that the descriptor names.
+func (t *Target) findDisks() error {
+	present, err := t.file.Disks()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrDescriptor, path, err)
+		return fmt.Errorf("%w: %s: %w", ErrDescriptor, t.Descriptor, err)
 	}
+	absent, err := t.file.Absent()
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDescriptor, t.Descriptor, err)
+	}
+	if t.Disks, err = t.disksOf(present); err != nil {
+		return err
+	}
+	t.absent, err = t.disksOf(absent)
+	return err
+}
+
+func (t *Target) disksOf(found []vmx.Disk) ([]Disk, error) {
 	disks := make([]Disk, len(found))
 	for i, d := range found {
-		record, err := f.Record(d.Node)
+		record, err := t.file.Record(d.Node)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s: %w", t.Descriptor, err)
 		}
-		p := resolve(filepath.Dir(path), d.FileName)
+		p := resolve(filepath.Dir(t.Descriptor), d.FileName)
 		disks[i] = Disk{Node: d.Node, Path: p, Format: image.FormatOf(p), Record: record, fileName: d.FileName}
 	}
 	return disks, nil
@@ -110,7 +124,7 @@ func openImage(path string, format image.Format) (*Target, error) {
 		return nil, fmt.Errorf("%w: %w", ErrDescriptor, err)
 	}
 	t.file = f
-	if t.Disks, err = disksOf(f, t.Descriptor); err != nil {
+	if err := t.findDisks(); err != nil {
 		return nil, err
 	}
 	if len(t.Disks) != 1 || t.Disks[0].Node != imageNode || t.Disks[0].Path != filepath.Clean(path) {
@@ -139,6 +153,11 @@ func (t *Target) selectDisks(nodes []string, encrypted bool) ([]Disk, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(nodes) == 0 {
+		if err := t.checkAbsent(); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range disks {
 		if err := t.checkState(d, encrypted); err != nil {
 			return nil, err
@@ -160,6 +179,17 @@ func (t *Target) atNodes(nodes []string) ([]Disk, error) {
 	return slices.DeleteFunc(slices.Clone(t.Disks), func(d Disk) bool {
 		return !slices.Contains(nodes, d.Node)
 	}), nil
+}
+
+// checkAbsent fails if a disk that is not present has a file: who means all disks
+// must not find that one left out, or left plain.
+func (t *Target) checkAbsent() error {
+	for _, d := range t.absent {
+		if _, err := os.Lstat(d.Path); err == nil {
+			return fmt.Errorf("%w: disk %s of %s (%s)", ErrAbsent, d.Node, t.Path, d.Path)
+		}
+	}
+	return nil
 }
 
 func (t *Target) checkState(d Disk, encrypted bool) error {
@@ -187,8 +217,7 @@ func (t *Target) nodes() []string {
 func (t *Target) disk(node string) (Disk, error) {
 	if node == "" {
 		if len(t.Disks) != 1 {
-			return Disk{}, fmt.Errorf("%w: %s has several disks: name one with --disk %s",
-				ErrNode, t.Path, strings.Join(t.nodes(), " or --disk "))
+			return Disk{}, fmt.Errorf("%w: %s has several: %s", ErrNode, t.Path, strings.Join(t.nodes(), ", "))
 		}
 		return t.Disks[0], nil
 	}

@@ -53,6 +53,10 @@ func NewDisk(storage image.Disk, c *Cipher, holes HolePolicy) (*Disk, error) {
 	return &Disk{storage: storage, cipher: c, holes: holes, claims: newClaims()}, nil
 }
 
+// ErrSectorSize: the disk is no multiple of the crypto sector, but is of a smaller
+// one.
+var ErrSectorSize = errors.New("the disk does not divide into sectors of this size")
+
 // CheckSize says why a disk of size bytes can't be encrypted in sectors of the
 // given size, if it can't.
 func CheckSize(size int64, sectorSize int) error {
@@ -64,7 +68,7 @@ func CheckSize(size int64, sectorSize int) error {
 	case size%512 != 0:
 		return fmt.Errorf("the disk has %d bytes, not a multiple of 512; extend it to %d bytes", size, size/512*512+512)
 	case size%int64(sectorSize) != 0:
-		return fmt.Errorf("the disk has %d bytes, not a multiple of the sector size %d; use --sector-size 512", size, sectorSize)
+		return fmt.Errorf("%w: the disk has %d bytes, sectors %d", ErrSectorSize, size, sectorSize)
 	}
 	return nil
 }

@@ -264,7 +264,7 @@ func TestNewDiskRefusals(t *testing.T) {
 		{0, 512, Preserve, "empty"},
 		{1, 512, Preserve, "extend it to 512 bytes"},
 		{1025, 4096, Fill, "extend it to 1536 bytes"},
-		{4096 + 512, 4096, Preserve, "use --sector-size 512"},
+		{4096 + 512, 4096, Preserve, "does not divide"},
 		{MaxDiskSize + 512, 512, Preserve, "256 TiB"},
 		{MaxDiskSize + 4096, 4096, Fill, "256 TiB"},
 		{4096, 512, "", "hole policy"},

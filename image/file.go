@@ -45,7 +45,8 @@ type File struct {
 	format Format
 	mode   Mode
 	size   int64
-	device bool // a block device: it has no holes and takes no mark
+	vmdk   *VMDKDescriptor // nil but for VMDK
+	device bool            // a block device: it has no holes and takes no mark
 
 	sync     func() error // file.Sync, or what a test puts in its place
 	flush    sync.Mutex
@@ -110,6 +111,9 @@ func (f *File) Format() Format { return f.format }
 // DataPath is the path of the file that holds the sectors: the image itself,
 // or the extent of a VMDK.
 func (f *File) DataPath() string { return f.file.Name() }
+
+// VMDK is the descriptor that the disk was opened by, nil where it is no VMDK.
+func (f *File) VMDK() *VMDKDescriptor { return f.vmdk }
 
 // Size is the size of the disk in bytes.
 func (f *File) Size() int64 { return f.size }

@@ -108,8 +108,7 @@ func (f *File) inUse(fd int) error {
 	if who := holders(fd); who != "" {
 		by = " by " + who
 	}
-	return fmt.Errorf("%s: %w%s; shut the virtual machine down, or wait for that process to end",
-		f.file.Name(), ErrInUse, by)
+	return fmt.Errorf("%s: %w%s", f.file.Name(), ErrInUse, by)
 }
 
 // holders names the other processes that have the file behind fd open, as far

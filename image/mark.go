@@ -43,27 +43,15 @@ func (f *File) SetDiskUUID(id string) error {
 	if !isUUID(id) {
 		return fmt.Errorf("%q is no disk UUID", id)
 	}
-	return f.changeMark("write", func(fd int) error {
-		return unix.Fsetxattr(fd, mark, []byte(id), 0)
-	})
-}
-
-// ClearDiskUUID removes the mark, if there is one.
-func (f *File) ClearDiskUUID() error {
-	return f.changeMark("remove", func(fd int) error {
-		return unix.Fremovexattr(fd, mark)
-	})
-}
-
-func (f *File) changeMark(verb string, change func(fd int) error) error {
 	if f.device {
 		return nil
 	}
 	if err := f.writable(0, 0); err != nil {
 		return err
 	}
-	if err := f.control(change); err != nil && !errors.Is(err, unix.ENODATA) && !noMarks(err) {
-		return f.markError(verb, err)
+	err := f.control(func(fd int) error { return unix.Fsetxattr(fd, mark, []byte(id), 0) })
+	if err != nil && !noMarks(err) {
+		return f.markError("write", err)
 	}
 	return nil
 }

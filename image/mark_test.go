@@ -15,9 +15,6 @@ func TestDiskUUID(t *testing.T) {
 	if id, ok, err := disk.DiskUUID(); id != "" || ok || err != nil {
 		t.Fatalf("of a new disk: %q, %t, %v", id, ok, err)
 	}
-	if err := disk.ClearDiskUUID(); err != nil {
-		t.Fatal("clear what is not there:", err)
-	}
 	if err := disk.SetDiskUUID(testUUID); err != nil {
 		t.Fatal(err)
 	}
@@ -28,11 +25,9 @@ func TestDiskUUID(t *testing.T) {
 	if id != testUUID || err != nil {
 		t.Fatalf("got %q, %v", id, err)
 	}
-	if err := disk.ClearDiskUUID(); err != nil {
-		t.Fatal(err)
-	}
-	if _, ok, err := disk.DiskUUID(); ok || err != nil {
-		t.Errorf("after clear: %t, %v", ok, err)
+	info, err := Inspect(disk.DataPath(), Raw)
+	if want := (Info{Size: 512, DiskUUID: testUUID}); info != want || err != nil {
+		t.Errorf("inspected while in use: %+v, %v", info, err)
 	}
 }
 
@@ -60,7 +55,7 @@ func TestForeignMarks(t *testing.T) {
 func TestDiskUUIDOfDevice(t *testing.T) {
 	disk := mustCreate(t, 512)
 	disk.device = true
-	if err := errors.Join(disk.SetDiskUUID(testUUID), disk.ClearDiskUUID()); err != nil {
+	if err := disk.SetDiskUUID(testUUID); err != nil {
 		t.Error(err)
 	}
 	disk.device = false

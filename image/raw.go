@@ -47,16 +47,11 @@ func openFile(path, name string, mode Mode, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// attach makes a disk of an opened file, if it is of a kind that can be one.
+// attach makes a locked disk of an opened file.
 func (f *File) attach() error {
-	info, err := f.file.Stat()
-	if err != nil {
+	if err := f.identify(); err != nil {
 		return err
 	}
-	if kind := notDisk(info.Mode()); kind != "" {
-		return fmt.Errorf("%s is %s, not a disk image or a block device", f.file.Name(), kind)
-	}
-	f.device = !info.Mode().IsRegular()
 	if f.device {
 		if err := f.claimDevice(); err != nil {
 			return err
@@ -65,6 +60,23 @@ func (f *File) attach() error {
 	if err := f.lock(); err != nil {
 		return err
 	}
+	return f.measure()
+}
+
+// identify refuses a file that is of no kind that can hold a disk.
+func (f *File) identify() error {
+	info, err := f.file.Stat()
+	if err != nil {
+		return err
+	}
+	if kind := notDisk(info.Mode()); kind != "" {
+		return fmt.Errorf("%s is %s, not a disk image or a block device", f.file.Name(), kind)
+	}
+	f.device = !info.Mode().IsRegular()
+	return nil
+}
+
+func (f *File) measure() (err error) {
 	f.size, err = f.file.Seek(0, io.SeekEnd)
 	return err
 }

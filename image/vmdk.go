@@ -263,6 +263,9 @@ func (v *VMDKDescriptor) encode(name string) (string, error) {
 	return name, nil
 }
 
+// Text is the descriptor as it was read.
+func (v *VMDKDescriptor) Text() []byte { return bytes.Clone(v.text) }
+
 // ExtentName is the name of the file that holds the sectors, in the folder of
 // the descriptor.
 func (v *VMDKDescriptor) ExtentName() string { return v.name }
@@ -313,6 +316,6 @@ func (f *File) attachVMDK(path string, v *VMDKDescriptor) error {
 		return fmt.Errorf("%s: %w: %s has %d bytes, less than the %d that the descriptor declares",
 			path, ErrFormat, f.DataPath(), f.size, v.Size())
 	}
-	f.format, f.size = VMDK, v.Size()
+	f.format, f.size, f.vmdk = VMDK, v.Size(), v
 	return nil
 }

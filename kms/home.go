@@ -213,10 +213,14 @@ func makeFolder(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	parent := filepath.Dir(filepath.Clean(dir))
+	if err := makeFolder(parent); err != nil {
 		return err
 	}
-	return durable.SyncDir(filepath.Dir(filepath.Clean(dir)))
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return durable.SyncDir(parent)
 }
 
 // publishFolder moves tmp to dir, which may be there if it is empty.

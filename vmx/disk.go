@@ -39,23 +39,30 @@ func isNode(s string) bool {
 // A node is a disk unless its deviceType is one of VMware's others (CD-ROM,
 // floppy, SCSI pass-through), its file name is empty or one of VMware's
 // placeholders for an empty drive, or there is no deviceType and the file name
-// ends in .iso.
+// ends in .iso. A node with a record is a present disk whatever these keys say:
+// who can change them must not make an encrypted disk go unnoticed.
 //
 // It fails with ErrSyntax where one of these values is doubtful: given twice,
 // unreadable, or a `present` other than TRUE or FALSE; and with ErrRecord where
 // a node has a record and no fileName, as in a file that was cut short.
-func (f *File) Disks() ([]Disk, error) {
+func (f *File) Disks() ([]Disk, error) { return f.disks(true) }
+
+// Absent lists what would be disks if they were present.
+func (f *File) Absent() ([]Disk, error) { return f.disks(false) }
+
+func (f *File) disks(present bool) ([]Disk, error) {
 	var disks []Disk
+	recorded := f.recorded()
 	for i, l := range f.lines {
 		node, rest := splitNode(l.key)
 		switch {
 		case node == "":
 		case rest == "filename":
-			d, ok, err := f.disk(node)
+			d, is, err := f.disk(node, recorded[node])
 			if err != nil {
 				return nil, err
 			}
-			if ok {
+			if d.FileName != "" && is == present {
 				disks = append(disks, d)
 			}
 		case strings.HasPrefix(rest, recordPrefix) && !f.hasFile(node):
@@ -66,8 +73,9 @@ func (f *File) Disks() ([]Disk, error) {
 	return disks, nil
 }
 
-// disk gives the disk at a node that has a fileName, if it is a present disk.
-func (f *File) disk(node string) (Disk, bool, error) {
+// disk gives the disk at a node that has a fileName, none if that is something
+// else, and whether it is present.
+func (f *File) disk(node string, recorded bool) (Disk, bool, error) {
 	file, err := f.text(node + ".fileName")
 	if err != nil {
 		return Disk{}, false, err
@@ -76,11 +84,49 @@ func (f *File) disk(node string) (Disk, bool, error) {
 	if err != nil {
 		return Disk{}, false, err
 	}
-	if !isDisk(lower(device), lower(file)) {
+	present, err := f.present(node)
+	switch {
+	case err != nil:
+		return Disk{}, false, err
+	case recorded:
+		return Disk{Node: node, FileName: file}, true, nil
+	case !isDisk(lower(device), lower(file)):
 		return Disk{}, false, nil
 	}
-	present, err := f.present(node)
-	return Disk{Node: node, FileName: file}, present, err
+	return Disk{Node: node, FileName: file}, present, nil
+}
+
+// recorded is the nodes that have a record, or a part of one.
+func (f *File) recorded() map[string]bool {
+	nodes := make(map[string]bool)
+	for _, l := range f.lines {
+		if node, rest := splitNode(l.key); strings.HasPrefix(rest, recordPrefix) {
+			nodes[node] = true
+		}
+	}
+	return nodes
+}
+
+// Companions lists the files besides its disks that a VM's descriptor names: the
+// firmware's variables, the extended configuration, and what other devices have
+// as their fileName.
+func (f *File) Companions() ([]string, error) {
+	var files []string
+	recorded := f.recorded()
+	for _, l := range f.lines {
+		other := strings.HasSuffix(l.key, ".filename")
+		if node, rest := splitNode(l.key); other && node != "" {
+			d, _, err := f.disk(node, recorded[node])
+			if err != nil {
+				return nil, err
+			}
+			other = rest == "filename" && d.FileName == ""
+		}
+		if name, ok := f.Get(l.key); ok && name != "" && (other || l.key == "nvram" || l.key == "extendedconfigfile") {
+			files = append(files, name)
+		}
+	}
+	return files, nil
 }
 
 // isDisk tells by type and file name, both in lower case.

@@ -107,3 +107,48 @@ func TestDisksDoubtful(t *testing.T) {
 		}
 	}
 }
+
+func TestAbsentDisks(t *testing.T) {
+	f := parse(t, `scsi0:0.fileName = "a.vmdk"
+scsi0:1.fileName = "b.vmdk"
+scsi0:1.present = "FALSE"
+sata0:0.fileName = "cd.iso"
+sata0:0.present = "FALSE"
+`)
+	got, err := f.Absent()
+	if err != nil || !slices.Equal(got, []Disk{{"scsi0:1", "b.vmdk"}}) {
+		t.Errorf("absent are %q, %v", got, err)
+	}
+}
+
+// TestDiskWithRecordIsSeen: no key beside its record hides an encrypted disk.
+func TestDiskWithRecordIsSeen(t *testing.T) {
+	for _, hidden := range []string{`present = "FALSE"`, `deviceType = "cdrom-image"`} {
+		f := parse(t, "scsi0:0.fileName = \"a.iso\"\nscsi0:0."+hidden+"\n")
+		if err := f.SetRecord("scsi0:0", newRecord()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := f.Disks()
+		if err != nil || !slices.Equal(got, []Disk{{"scsi0:0", "a.iso"}}) {
+			t.Errorf("%s: disks are %q, %v", hidden, got, err)
+		}
+	}
+}
+
+func TestCompanions(t *testing.T) {
+	f := parse(t, `nvram = "vm.nvram"
+extendedConfigFile = "vm.vmxf"
+displayName = "disk.img"
+scsi0:0.fileName = "disk.img"
+scsi0:1.fileName = "detached.img"
+scsi0:1.present = "FALSE"
+sata0:0.fileName = "cd.iso"
+floppy0.fileName = "floppy.flp"
+floppy0.present = "FALSE"
+`)
+	got, err := f.Companions()
+	want := []string{"vm.nvram", "vm.vmxf", "cd.iso", "floppy.flp"}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("companions are %q, %v; want %q", got, err, want)
+	}
+}

@@ -153,17 +153,6 @@ func (f *File) Get(key string) (string, bool) {
 	return "", false
 }
 
-// Values lists the values of all keys, as Get gives them.
-func (f *File) Values() []string {
-	var values []string
-	for key := range f.index {
-		if value, ok := f.Get(key); ok {
-			values = append(values, value)
-		}
-	}
-	return values
-}
-
 // Set gives a key a value, in its place or on a new last line. It fails with
 // ErrSyntax if several lines have the key. The file's encoding is not changed
 // this way, nor are vmcrypt's own keys, which SetRecord writes.

@@ -34,21 +34,23 @@ func nArgs(c *cli.Context, least, most int) ([]string, error) {
 
 // reorder moves the flags of a command line before its other arguments, since the
 // library takes them only there. What follows "--" stays as it is.
-func reorder(app *cli.App, args []string) []string {
+func reorder(app *cli.App, args []string) ([]string, error) {
 	if len(args) == 0 {
-		return args
+		return args, nil
 	}
 	r := reordering{commands: app.Commands}
-	rest := args[1:]
-	for len(rest) > 0 {
-		rest = r.take(rest)
+	for rest := args[1:]; len(rest) > 0; {
+		var err error
+		if rest, err = r.take(rest); err != nil {
+			return args, err
+		}
 	}
 	out := append([]string{args[0]}, r.path...)
 	out = append(out, r.flags...)
 	if len(r.operands) > 0 {
 		out = append(append(out, "--"), r.operands...)
 	}
-	return out
+	return out, nil
 }
 
 type reordering struct {
@@ -61,24 +63,28 @@ type reordering struct {
 
 // take sorts in the first of the words, and the value that belongs to it, and
 // returns the others.
-func (r *reordering) take(words []string) []string {
+func (r *reordering) take(words []string) ([]string, error) {
 	word, rest := words[0], words[1:]
 	switch {
 	case word == "--":
 		r.operands = append(r.operands, rest...)
-		return nil
+		return nil, nil
 	case len(word) > 1 && word[0] == '-':
 		r.flags = append(r.flags, word)
-		if r.takesValue(word) && len(rest) > 0 {
-			r.flags = append(r.flags, rest[0])
-			return rest[1:]
+		if !r.takesValue(word) {
+			break
 		}
+		if len(rest) == 0 {
+			return nil, usageError{fmt.Errorf("the flag %s needs a value", word)}
+		}
+		r.flags = append(r.flags, rest[0])
+		return rest[1:], nil
 	case len(r.operands) == 0 && r.descend(word):
 		r.path = append(r.path, word)
 	default:
 		r.operands = append(r.operands, word)
 	}
-	return rest
+	return rest, nil
 }
 
 func (r *reordering) descend(word string) bool {

@@ -30,7 +30,11 @@ func decrypt(c *cli.Context) error {
 		return err
 	}
 	opts := agent.DecryptOptions{Output: c.String("output"), Disks: c.StringSlice("disk")}
-	return showResult(c, e, "decrypt", func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
+	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
 		return h.Decrypt(ctx, t, opts)
 	})
+	if err != nil {
+		return err
+	}
+	return showResult(c, "decrypt", result)
 }

@@ -58,12 +58,14 @@ func encrypt(c *cli.Context) error {
 	if opts.Alias, err = e.alias(c); err != nil {
 		return err
 	}
-	if err := showResult(c, e, "encrypt", func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
+	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
 		return h.Encrypt(ctx, t, opts)
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
-	return remindOfBackup(c, e, opts.Alias)
+	remindOfBackup(c, e, opts.Alias)
+	return showResult(c, "encrypt", result)
 }
 
 func encryptOptions(c *cli.Context) (agent.EncryptOptions, error) {

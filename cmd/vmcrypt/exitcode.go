@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/kek"
@@ -43,6 +44,7 @@ var codes = []struct {
 }{
 	{image.ErrInUse, exitInUse},
 	{agent.ErrNode, exitUsage},
+	{agent.ErrFormat, exitUsage},
 	{dek.ErrTampered, exitTampered},
 	{dek.ErrVersion, exitTampered},
 	{vmx.ErrRecord, exitTampered},
@@ -82,6 +84,11 @@ var hints = []struct {
 	{vmx.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
+	{agent.ErrNode, "name a disk with --disk NODE"},
+	{agent.ErrFormat, "leave --format out"},
+	{agent.ErrAbsent, "attach it or take it out of the descriptor, or choose the disks with --disk"},
+	{agent.ErrUnrecorded, "find the descriptor; if the disk is surely plain, remove its attribute user.vmcrypt.disk"},
+	{blockcrypt.ErrSectorSize, "use --sector-size 512"},
 	{agent.ErrAlias, "add the alias to the configuration, or name another one with --kms"},
 	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
@@ -89,6 +96,7 @@ var hints = []struct {
 	{errLost, "\"vmcrypt kms restore\" brings the key manager back from a backup; nothing else can"},
 	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
 	{syscall.ENOSPC, "make room or choose another --output; nothing was left behind"},
+	{fs.ErrExist, "move it away or choose another name"},
 	{fs.ErrPermission, "run as a user who may open it"},
 }
 
@@ -110,7 +118,7 @@ func report(err error, asJSON bool) {
 		})
 		return
 	}
-	fmt.Fprintf(os.Stderr, "vmcrypt: %v\n", err)
+	fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", plainText(err.Error()))
 	if h := hint(err); h != "" {
 		fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", h)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"strconv"
 
 	"github.com/urfave/cli/v2"
 
@@ -17,7 +18,7 @@ func initCommand() *cli.Command {
 			"config.yaml. Overwrites nothing. Losing the key manager is losing the disks: back it up\n" +
 			"with \"vmcrypt kms backup\".",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "address", Value: "127.0.0.1:5696", Usage: "`HOST:PORT` that \"vmcrypt kms serve\" will listen on"},
+			&cli.StringFlag{Name: "address", Value: "127.0.0.1:5696", Usage: "`HOST:PORT` of this host's loopback that \"vmcrypt kms serve\" will listen on"},
 		},
 		Action: initialise,
 	})
@@ -28,8 +29,8 @@ func initialise(c *cli.Context) error {
 		return err
 	}
 	address := c.String("address")
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return usageError{fmt.Errorf("--address %q is no HOST:PORT: %w", address, err)}
+	if err := checkAddress(address); err != nil {
+		return usageError{fmt.Errorf("--address %q: %w", address, err)}
 	}
 	home, file, err := locate(c)
 	if err != nil {
@@ -39,9 +40,25 @@ func initialise(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir})
+		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir, "warning": backupDue})
 	}
 	fmt.Fprintf(c.App.Writer, "made the key manager %s and its configuration %s\n", home.Dir, file)
 	fmt.Fprintln(c.App.Writer, backupDue)
+	return nil
+}
+
+// checkAddress takes only addresses on loopback, which the certificate made now is
+// good for. Others are a matter of the configuration and of "kms serve --listen".
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q is no port", port)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("%q is no loopback address", host)
+	}
 	return nil
 }

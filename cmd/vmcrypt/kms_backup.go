@@ -48,16 +48,19 @@ func kmsBackup(c *cli.Context) error {
 	return err
 }
 
-// remindOfBackup says after an encryption that its key is in no backup yet.
-func remindOfBackup(c *cli.Context, e *environment, alias string) error {
+// remindOfBackup says after an encryption that its key is in no backup yet. The
+// encryption is done: nothing here makes it fail.
+func remindOfBackup(c *cli.Context, e *environment, alias string) {
 	if !e.isLocal(alias) {
-		return nil
+		return
 	}
 	due, err := e.home.BackupDue(c.Context)
-	if err != nil || !due {
-		return err
+	switch {
+	case err != nil:
+		warn(c, fmt.Sprintf("cannot tell whether a backup is due: %v", err))
+	case due:
+		warn(c, backupDue)
 	}
-	return warn(c, backupDue)
 }
 
 func kmsRestoreCommand() *cli.Command {

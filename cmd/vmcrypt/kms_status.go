@@ -44,6 +44,8 @@ type serverReport struct {
 type backupReport struct {
 	Last *time.Time `json:"last"` // null if there never was one
 	Due  bool       `json:"due"`  // keys were made since
+	// Error says why the two are not known.
+	Error string `json:"error,omitempty"`
 }
 
 func kmsStatus(c *cli.Context) error {
@@ -82,7 +84,8 @@ func (e *environment) kmsReport(ctx context.Context, aliases []string) (*kmsRepo
 		}
 		r.Aliases = append(r.Aliases, a)
 	}
-	return r, e.addBackup(ctx, r)
+	r.Backup = e.backupReport(ctx)
+	return r, nil
 }
 
 // aliasReport asks the servers of an alias. One whose certificates can't be read
@@ -114,20 +117,22 @@ func serverOf(s kek.ServerStatus) serverReport {
 	return r
 }
 
-func (e *environment) addBackup(ctx context.Context, r *kmsReport) error {
+func (e *environment) backupReport(ctx context.Context) *backupReport {
 	if !e.home.Exists() {
 		return nil
 	}
-	r.Backup = &backupReport{}
 	last, ok, err := e.home.LastBackup()
 	if err != nil {
-		return err
+		return &backupReport{Error: err.Error()}
 	}
+	b := &backupReport{}
 	if ok {
-		r.Backup.Last = &last
+		b.Last = &last
 	}
-	r.Backup.Due, err = e.home.BackupDue(ctx)
-	return err
+	if b.Due, err = e.home.BackupDue(ctx); err != nil {
+		b.Error = err.Error()
+	}
+	return b
 }
 
 func printKMSReport(w io.Writer, r *kmsReport) {
@@ -135,7 +140,7 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 		fmt.Fprintln(w, a.Alias)
 		for _, s := range a.Servers {
 			if s.Error != "" {
-				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, s.Error)
+				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, plainText(s.Error))
 				continue
 			}
 			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms\n", s.Address, s.State, s.Version, s.LatencyMs)
@@ -148,6 +153,8 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 
 func (b *backupReport) text() string {
 	switch {
+	case b.Error != "":
+		return "unknown: " + b.Error
 	case b.Last == nil:
 		return "none; " + backupDue
 	case b.Due:

@@ -19,15 +19,17 @@ var version = "development"
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // it would end the process before it has cleaned up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	context.AfterFunc(ctx, stop) // who asks twice means it
 	os.Exit(run(ctx, os.Args))
 }
 
 // run carries out a command line and returns its exit code.
 func run(ctx context.Context, args []string) int {
 	app := newApp()
-	args = reorder(app, args)
-	err := app.RunContext(ctx, args)
+	args, err := reorder(app, args)
+	if err == nil {
+		err = app.RunContext(ctx, args)
+	}
 	if err == nil {
 		return exitDone
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,7 @@ func newPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if err != nil || !typed(c) {
 		return first, err
 	}
-	second, err := prompt("the same again: ")
+	second, err := prompt(c.Context, "the same again: ")
 	if err != nil {
 		first.Destroy()
 		return nil, err
@@ -46,7 +47,7 @@ func newPassphrase(c *cli.Context) (*secret.Buffer, error) {
 // terminal or, where standard input is none, from its first line.
 func askPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if typed(c) {
-		return prompt("passphrase of the backup: ")
+		return prompt(c.Context, "passphrase of the backup: ")
 	}
 	in := os.Stdin
 	if name := c.String("passphrase-file"); name != "" && name != "-" {
@@ -65,24 +66,49 @@ func typed(c *cli.Context) bool {
 	return c.String("passphrase-file") == "" && term.IsTerminal(int(os.Stdin.Fd()))
 }
 
-func prompt(text string) (*secret.Buffer, error) {
+// prompt reads a line from the terminal without showing it. When ctx ends, it
+// gives the terminal back as it was and leaves the reading to the end of the
+// process.
+func prompt(ctx context.Context, text string) (*secret.Buffer, error) {
+	in := int(os.Stdin.Fd())
+	before, err := term.GetState(in)
+	if err != nil {
+		return nil, fmt.Errorf("read the passphrase: %w", err)
+	}
 	fmt.Fprint(os.Stderr, text)
-	line, err := term.ReadPassword(int(os.Stdin.Fd()))
-	fmt.Fprintln(os.Stderr)
+	defer fmt.Fprintln(os.Stderr)
+	read := make(chan error, 1)
+	var line []byte
+	go func() {
+		var err error
+		line, err = term.ReadPassword(in)
+		read <- err
+	}()
+	select {
+	case err = <-read:
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), term.Restore(in, before))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the passphrase: %w", err)
 	}
 	return passphraseOf(line)
 }
 
+// readPassphrase reads up to the first line feed, and not a byte more.
 func readPassphrase(f *os.File) (*secret.Buffer, error) {
-	buf := make([]byte, maxPassphrase+1)
-	defer secret.Wipe(buf)
-	n, err := io.ReadFull(f, buf)
-	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
-		return nil, fmt.Errorf("read the passphrase from %s: %w", f.Name(), err)
+	line := make([]byte, 0, maxPassphrase+1)
+	defer func() { secret.Wipe(line[:cap(line)]) }()
+	for len(line) < cap(line) {
+		n, err := f.Read(line[len(line) : len(line)+1])
+		if err != nil && err != io.EOF {
+			return nil, fmt.Errorf("read the passphrase from %s: %w", f.Name(), err)
+		}
+		if n == 0 || line[:len(line)+1][len(line)] == '\n' {
+			break
+		}
+		line = line[:len(line)+1]
 	}
-	line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
 	return passphraseOf(bytes.TrimSuffix(line, []byte("\r")))
 }
 

@@ -17,8 +17,8 @@ import (
 // interval is the least time between two progress lines in JSON.
 const interval = 200 * time.Millisecond
 
-// showResult runs a conversion, shows how far it has come, and what came of it.
-func showResult(c *cli.Context, e *environment, operation string, convert func(context.Context, *agent.Host) (*agent.Status, error)) error {
+// watch runs a conversion and shows how far it has come.
+func watch(c *cli.Context, e *environment, convert func(context.Context, *agent.Host) (*agent.Status, error)) (*agent.Status, error) {
 	ctx, cancel := context.WithCancelCause(c.Context)
 	defer cancel(nil)
 	p := newProgress(c, cancel)
@@ -27,11 +27,13 @@ func showResult(c *cli.Context, e *environment, operation string, convert func(c
 	result, err := convert(ctx, h)
 	p.end()
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
+		return nil, cause
 	}
-	if err != nil {
-		return err
-	}
+	return result, err
+}
+
+// showResult shows what came of a conversion.
+func showResult(c *cli.Context, operation string, result *agent.Status) error {
 	if c.Bool("json") {
 		return writeJSON(c.App.Writer, struct {
 			Type      string `json:"type"`
@@ -97,10 +99,10 @@ func (p *progress) end() {
 }
 
 // warn tells of something that is not an error.
-func warn(c *cli.Context, message string) error {
+func warn(c *cli.Context, message string) {
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"type": "warning", "message": message})
+		_ = writeJSON(c.App.Writer, map[string]string{"type": "warning", "message": message})
+		return
 	}
-	_, err := fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", message)
-	return err
+	fmt.Fprintf(os.Stderr, "vmcrypt: %s\n", plainText(message))
 }

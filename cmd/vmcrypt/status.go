@@ -44,7 +44,7 @@ func status(c *cli.Context) error {
 }
 
 func printDisk(w io.Writer, d agent.DiskStatus) {
-	fmt.Fprintf(w, "%s  %s  %s (%s, %s)\n", d.Node, d.State, d.File, d.Format, bytesText(d.SizeBytes))
+	fmt.Fprintf(w, "%s  %s  %s (%s, %s)\n", d.Node, d.State, plainText(d.File), d.Format, bytesText(d.SizeBytes))
 	if d.State == agent.StatePlain {
 		return
 	}

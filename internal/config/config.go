@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -27,8 +29,9 @@ type Config struct {
 	// DefaultAlias is the alias that disks are encrypted under unless --kms names
 	// another one.
 	DefaultAlias string `yaml:"defaultAlias"`
-	// Engine chooses the AES-XTS implementation: "auto" (the default) or
-	// "crypto-aes", Go's own.
+	// Engine chooses the AES-XTS implementation: "auto" (the default), the
+	// fastest that this CPU has, or "crypto-aes", Go's own. So far that is the
+	// only one.
 	Engine string `yaml:"engine"`
 	// Aliases maps each alias, as it stands in descriptors, to its key managers.
 	Aliases map[string]kek.Config `yaml:"aliases"`
@@ -56,6 +59,9 @@ func Load(path string) (*Config, error) {
 	dec.KnownFields(true)
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
 		return nil, explain(path, err)
+	}
+	if err := dec.Decode(new(Config)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: more than one YAML document", path)
 	}
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -109,11 +115,20 @@ func (c *Config) check() error {
 		}
 	}
 	for _, name := range c.AliasNames() {
+		if !isAlias(name) {
+			return fmt.Errorf("aliases: %q: an alias is 1 to 256 bytes of printable text", name)
+		}
 		if len(c.Aliases[name].Servers) == 0 {
 			return fmt.Errorf("aliases: %s: servers: name at least one key manager", name)
 		}
 	}
 	return nil
+}
+
+// isAlias tells whether a descriptor can hold the alias.
+func isAlias(name string) bool {
+	return name != "" && len(name) <= 256 && utf8.ValidString(name) &&
+		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func (c *Config) resolve(dir string) {

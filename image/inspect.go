@@ -1,0 +1,44 @@
+package image
+
+import (
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Info is what can be told of a disk without locking it.
+type Info struct {
+	Size     int64  // in bytes
+	DiskUUID string // of the encrypted disk that it is marked to be; empty without a mark
+}
+
+// Inspect looks at the disk at path, which may be in use.
+func Inspect(path string, format Format) (Info, error) {
+	if format != VMDK {
+		return inspectRaw(path, 0)
+	}
+	v, err := ReadVMDK(path)
+	if err != nil {
+		return Info{}, err
+	}
+	info, err := inspectRaw(filepath.Join(filepath.Dir(path), v.name), unix.O_NOFOLLOW)
+	info.Size = v.Size()
+	return info, err
+}
+
+func inspectRaw(path string, flags int) (Info, error) {
+	file, err := openFile(path, path, ReadOnly, flags)
+	if err != nil {
+		return Info{}, err
+	}
+	f := newFile(file, ReadOnly)
+	defer f.Close()
+	if err := f.identify(); err != nil {
+		return Info{}, err
+	}
+	if err := f.measure(); err != nil {
+		return Info{}, err
+	}
+	id, _, err := f.DiskUUID()
+	return Info{Size: f.size, DiskUUID: id}, err
+}
