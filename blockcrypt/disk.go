@@ -53,7 +53,7 @@ func NewDisk(storage image.Disk, c *Cipher, holes HolePolicy) (*Disk, error) {
 	return &Disk{storage: storage, cipher: c, holes: holes, claims: newClaims()}, nil
 }
 
-// ErrSectorSize: the disk is no multiple of the crypto sector, but is of a smaller
+// ErrSectorSize is for a disk that is no multiple of the crypto sector, but is of a smaller
 // one.
 var ErrSectorSize = errors.New("the disk does not divide into sectors of this size")
 

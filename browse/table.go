@@ -93,7 +93,7 @@ func readGPTSectors(disk section, sectorSize int64) (*table, error) {
 		return gpt.Read(diskFile{disk}, int(sectorSize), int(sectorSize))
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	t := &table{kind: "gpt"}
 	for _, p := range found.Partitions {
