@@ -73,7 +73,7 @@ func Load(path string) (*Config, error) {
 func read(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("no configuration at %s: make one with \"vmcrypt init\", or name one with --config: %w", path, err)
+		return nil, fmt.Errorf("no configuration at %s: make one with \"vmcrypt init\", or name one with --config", path)
 	}
 	if err != nil {
 		return nil, err
