@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"github.com/vmcrypt/vmcrypt/browse"
@@ -39,7 +40,10 @@ func (h *Host) withContent(ctx context.Context, t *Target, node string, use func
 		return err
 	}
 	defer content.Close()
-	return use(content)
+	if err := use(content); err != nil {
+		return fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
+	}
+	return nil
 }
 
 func openContent(ctx context.Context, keys *keyring, d Disk) (image.Disk, error) {

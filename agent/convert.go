@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 
@@ -45,7 +46,7 @@ func openOthers(t *Target, chosen []Disk) ([]job, error) {
 		return slices.ContainsFunc(chosen, func(c Disk) bool { return c.Node == d.Node })
 	})
 	return openJobs(others, func(d Disk) (job, error) {
-		f, err := d.openBeside()
+		f, err := d.openBeneath(filepath.Dir(t.Descriptor))
 		return job{disk: d, file: f, src: f, sink: d.asItIs}, err
 	})
 }

@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
@@ -14,7 +12,10 @@ import (
 
 // open opens the file of a disk, if it is the disk that the descriptor means.
 func (d Disk) open() (*image.File, error) {
-	f, err := image.Open(d.Path, d.Format, image.ReadOnly)
+	return d.opened(image.Open(d.Path, d.Format, image.ReadOnly))
+}
+
+func (d Disk) opened(f *image.File, err error) (*image.File, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -45,19 +46,15 @@ func (d Disk) checkMark(mark string) error {
 	return nil
 }
 
-// openBeside opens a disk that was not chosen and comes along as it is. It has to
-// be a file in the VM's folder: a descriptor must not have other files of the
-// host copied.
-func (d Disk) openBeside() (*image.File, error) {
-	info, err := os.Lstat(d.Path)
+// openBeneath opens a disk that was not chosen and comes along as it is. It has
+// to lie in the VM's folder: a descriptor must not have other files of the host
+// copied.
+func (d Disk) openBeneath(folder string) (*image.File, error) {
+	f, err := d.opened(image.OpenBeneath(folder, d.fileName, d.Format, image.ReadOnly))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("disk %s, which was not chosen, can't be taken along: %w", d.Node, err)
 	}
-	if !filepath.IsLocal(d.fileName) || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%w: disk %s, which was not chosen, is no file in the VM's folder but %s",
-			ErrOutput, d.Node, d.Path)
-	}
-	return d.open()
+	return f, nil
 }
 
 // openUnlocked opens the plaintext of an encrypted disk, and gives its file too,
@@ -83,8 +80,8 @@ func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (image.D
 	defer key.Destroy()
 	// Only now is the recorded size known to be true.
 	if f.Size() != d.Record.Size {
-		return nil, fmt.Errorf("%s has %d bytes, but %d were encrypted: the file was cut or grown",
-			f.DataPath(), f.Size(), d.Record.Size)
+		return nil, fmt.Errorf("%w: %s has %d bytes, but its record is of a disk of %d: it was cut, grown or swapped",
+			ErrDescriptor, f.DataPath(), f.Size(), d.Record.Size)
 	}
 	return plaintextOf(f, key, d.Record)
 }

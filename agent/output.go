@@ -27,6 +27,7 @@ type output struct {
 	file       *vmx.File         // the descriptor to be
 	descriptor string            // its name in the stage; empty where there is none
 	places     map[string]placed // of the disks, by node
+	companions []string          // the VM's other files
 	written    []string          // names in the stage of a bare image, the image itself last
 }
 
@@ -70,6 +71,9 @@ func (o *output) planVM(t *Target) (err error) {
 		return err
 	}
 	o.descriptor = filepath.Base(t.Descriptor)
+	if o.companions, err = t.companions(); err != nil {
+		return err
+	}
 	o.file, err = vmx.Parse(t.file.Bytes())
 	return err
 }
@@ -85,10 +89,13 @@ func checkAbsent(path string) error {
 	return err
 }
 
-// place says where in the stage each disk will lie, and fails if two would lie
-// in one place.
+// place says where in the stage each disk will lie, and fails if two files would
+// lie in one place.
 func (o *output) place(jobs []job) error {
 	taken := map[string]string{o.descriptor: "the descriptor"}
+	for _, name := range o.companions {
+		taken[name] = "the VM's file of that name"
+	}
 	for _, j := range jobs {
 		p, err := o.placeOf(j)
 		if err != nil {

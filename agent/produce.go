@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -40,74 +39,64 @@ func (h *Host) produce(ctx context.Context, t *Target, out *output, jobs []job, 
 	if err := h.write(ctx, out, all); err != nil {
 		return nil, err
 	}
-	if err := copyCompanions(ctx, t, out); err != nil {
+	if err := out.copyCompanions(ctx, t); err != nil {
 		return nil, err
 	}
 	return out.publish(ctx)
 }
 
-// copyCompanions takes over what belongs to a VM besides its descriptor and
-// disks: the files that its descriptor names and those that VMware keeps under
-// its name, if they are in its folder.
-func copyCompanions(ctx context.Context, t *Target, out *output) error {
+// companions names the files in the VM's folder that belong to it besides its
+// descriptor and disks: those that the descriptor names and those that VMware
+// keeps under its name. What lies elsewhere is not the VM's; a pipe or a socket
+// that a device is connected to holds nothing.
+func (t *Target) companions() ([]string, error) {
 	if t.bare {
-		return nil
+		return nil, nil
 	}
-	names, err := t.file.Companions()
+	named, err := t.file.Companions()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	base := filepath.Base(t.Descriptor)
 	for _, ext := range []string{".nvram", ".vmxf", ".vmsd"} {
-		names = append(names, strings.TrimSuffix(base, filepath.Ext(base))+ext)
+		named = append(named, strings.TrimSuffix(base, filepath.Ext(base))+ext)
 	}
-	folder, err := os.OpenRoot(filepath.Dir(t.Descriptor))
-	if err != nil {
-		return err
+	var names []string
+	for _, name := range named {
+		name = filepath.Clean(name)
+		info, err := os.Lstat(filepath.Join(filepath.Dir(t.Descriptor), name))
+		if err != nil || !filepath.IsLocal(name) || slices.Contains(names, name) {
+			continue
+		}
+		if mode := info.Mode(); mode.IsRegular() || mode.IsDir() || mode&fs.ModeSymlink != 0 {
+			names = append(names, name)
+		}
 	}
-	defer folder.Close()
-	for _, name := range names {
-		if err := out.copyCompanion(ctx, folder, name); err != nil {
+	return names, nil
+}
+
+// copyCompanions takes the files over, none of them by a symbolic link.
+func (o *output) copyCompanions(ctx context.Context, t *Target) error {
+	folder := filepath.Dir(t.Descriptor)
+	for _, name := range o.companions {
+		src, err := image.OpenBeneath(folder, name, image.Raw, image.ReadOnly)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrOutput, err)
+		}
+		err = o.copyFile(ctx, name, src)
+		src.Close()
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// copyCompanion takes over one file of the VM's folder, if it is there and none
-// that was taken before. What lies elsewhere is not the VM's.
-func (o *output) copyCompanion(ctx context.Context, folder *os.Root, name string) error {
-	if !filepath.IsLocal(name) {
-		return nil
-	}
-	from, to := filepath.Join(folder.Name(), name), o.in(name)
-	info, err := folder.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode(); mode.IsDir() || mode&fs.ModeSymlink != 0 {
-		return fmt.Errorf("%w: %s is no file that can be taken along", ErrOutput, from)
-	} else if !mode.IsRegular() {
-		return nil // a pipe or a socket that a device is connected to
-	}
-	if _, err := os.Lstat(to); err == nil {
-		return nil
-	}
+func (o *output) copyFile(ctx context.Context, name string, src *image.File) error {
+	to := o.in(name)
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}
-	return o.copyFile(ctx, to, from)
-}
-
-func (o *output) copyFile(ctx context.Context, to, from string) error {
-	src, err := image.Open(from, image.Raw, image.ReadOnly)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
 	dst, err := image.Create(to, src.Size())
 	if err != nil {
 		return err
@@ -119,5 +108,5 @@ func (o *output) copyFile(ctx context.Context, to, from string) error {
 	if err != nil {
 		return err
 	}
-	return o.copyMode(to, from)
+	return o.copyMode(to, src.DataPath())
 }

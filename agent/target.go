@@ -95,6 +95,9 @@ func (t *Target) disksOf(found []vmx.Disk) ([]Disk, error) {
 			return nil, fmt.Errorf("%s: %w", t.Descriptor, err)
 		}
 		p := resolve(filepath.Dir(t.Descriptor), d.FileName)
+		if err := checkFormat(p); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Node, err)
+		}
 		disks[i] = Disk{Node: d.Node, Path: p, Format: image.FormatOf(p), Record: record, fileName: d.FileName}
 	}
 	return disks, nil
@@ -112,6 +115,9 @@ func openImage(path string, format image.Format) (*Target, error) {
 		return nil, err
 	}
 	if format == "" {
+		if err := checkFormat(path); err != nil {
+			return nil, err
+		}
 		format = image.FormatOf(path)
 	}
 	t := &Target{Path: path, Descriptor: path + ".vmx", bare: true}
@@ -133,6 +139,17 @@ func openImage(path string, format image.Format) (*Target, error) {
 	}
 	t.Disks[0].Format = format
 	return t, nil
+}
+
+// checkFormat refuses names of formats that vmcrypt can't read: taken for raw, the
+// disk would be encrypted with its format around it.
+func checkFormat(path string) error {
+	switch ext := strings.ToLower(filepath.Ext(path)); ext {
+	case ".qcow2", ".qcow", ".qed", ".vdi", ".vhd", ".vhdx":
+		return fmt.Errorf("%s: %w: by its name it is in the format %s; qemu-img converts it to raw",
+			path, image.ErrFormat, ext[1:])
+	}
+	return nil
 }
 
 func checkImagePath(path string) error {

@@ -69,13 +69,17 @@ func FormatOf(path string) Format {
 // ErrFormat where a descriptor is not understood, and otherwise says what the
 // file system said.
 func Open(path string, format Format, mode Mode) (*File, error) {
+	return place{name: path}.openDisk(format, mode)
+}
+
+func (p place) openDisk(format Format, mode Mode) (*File, error) {
 	switch format {
 	case Raw:
-		return openRaw(path, mode, 0)
+		return openRaw(p, mode, 0)
 	case VMDK:
-		return openVMDK(path, mode)
+		return openVMDK(p, mode)
 	}
-	return nil, fmt.Errorf("%s: %w: %q is not one of raw, vmdk", path, ErrFormat, format)
+	return nil, fmt.Errorf("%s: %w: %q is not one of raw, vmdk", p.path(), ErrFormat, format)
 }
 
 // Create makes a raw file of size bytes at path, all hole, readable by its

@@ -1,8 +1,6 @@
 package image
 
 import (
-	"path/filepath"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -15,19 +13,19 @@ type Info struct {
 // Inspect looks at the disk at path, which may be in use.
 func Inspect(path string, format Format) (Info, error) {
 	if format != VMDK {
-		return inspectRaw(path, 0)
+		return inspectRaw(place{name: path}, 0)
 	}
 	v, err := ReadVMDK(path)
 	if err != nil {
 		return Info{}, err
 	}
-	info, err := inspectRaw(filepath.Join(filepath.Dir(path), v.name), unix.O_NOFOLLOW)
+	info, err := inspectRaw(place{name: path}.beside(v.name), unix.O_NOFOLLOW)
 	info.Size = v.Size()
 	return info, err
 }
 
-func inspectRaw(path string, flags int) (Info, error) {
-	file, err := openFile(path, path, ReadOnly, flags)
+func inspectRaw(p place, flags int) (Info, error) {
+	file, err := p.open(ReadOnly, flags)
 	if err != nil {
 		return Info{}, err
 	}

@@ -13,10 +13,10 @@ import (
 // zeros is what Discard writes where holes cannot be punched.
 var zeros [1 << 20]byte
 
-// openRaw opens, locks and measures the file of sectors at path. Flags are
-// added to those of the mode.
-func openRaw(path string, mode Mode, flags int) (*File, error) {
-	file, err := openFile(path, path, mode, flags)
+// openRaw opens, locks and measures a file of sectors. Flags are added to those
+// of the mode.
+func openRaw(p place, mode Mode, flags int) (*File, error) {
+	file, err := p.open(mode, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -27,16 +27,24 @@ func openRaw(path string, mode Mode, flags int) (*File, error) {
 	return f, nil
 }
 
-// openFile opens path, to be called name in errors, without waiting for the
-// other end of a named pipe and without making a terminal ours.
+// openFile opens path, to be called name in errors.
 func openFile(path, name string, mode Mode, flags int) (*os.File, error) {
+	return finishOpen(name, func() (int, error) { return unix.Open(path, openFlags(mode, flags), 0) })
+}
+
+func openFlags(mode Mode, flags int) int {
 	flags |= unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
 	if mode == ReadWrite {
 		flags |= unix.O_RDWR
 	}
-	fd, err := unix.Open(path, flags, 0)
+	return flags
+}
+
+// finishOpen makes a file of what open opens.
+func finishOpen(name string, open func() (int, error)) (*os.File, error) {
+	fd, err := open()
 	for err == unix.EINTR {
-		fd, err = unix.Open(path, flags, 0)
+		fd, err = open()
 	}
 	if err == nil {
 		err = unix.SetNonblock(fd, false)

@@ -66,8 +66,11 @@ type vmdkLine struct {
 
 // ReadVMDK reads the VMDK descriptor at path. The error is ErrFormat where it
 // is none or describes a disk of another kind.
-func ReadVMDK(path string) (*VMDKDescriptor, error) {
-	file, err := openFile(path, path, ReadOnly, 0)
+func ReadVMDK(path string) (*VMDKDescriptor, error) { return place{name: path}.readVMDK() }
+
+func (p place) readVMDK() (*VMDKDescriptor, error) {
+	path := p.path()
+	file, err := p.open(ReadOnly, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -286,22 +289,22 @@ func (v *VMDKDescriptor) Rename(extent string) ([]byte, error) {
 	return bytes.Join([][]byte{v.text[:v.extent.start], []byte(raw), v.text[v.extent.end:]}, nil), nil
 }
 
-// openVMDK opens the extent of the descriptor at path. An extent that is
+// openVMDK opens the extent of a descriptor. An extent that is
 // longer than the descriptor says is used as far as it says, as by any other
 // reader of the format.
-func openVMDK(path string, mode Mode) (*File, error) {
-	v, err := ReadVMDK(path)
+func openVMDK(p place, mode Mode) (*File, error) {
+	v, err := p.readVMDK()
 	if err != nil {
 		return nil, err
 	}
-	f, err := openRaw(filepath.Join(filepath.Dir(path), v.name), mode, unix.O_NOFOLLOW)
+	f, err := openRaw(p.beside(v.name), mode, unix.O_NOFOLLOW)
 	if errors.Is(err, unix.ELOOP) {
 		err = fmt.Errorf("%w: it is a symbolic link; an extent has to be a file beside its descriptor", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("extent of %s: %w", path, err)
+		return nil, fmt.Errorf("extent of %s: %w", p.path(), err)
 	}
-	if err := f.attachVMDK(path, v); err != nil {
+	if err := f.attachVMDK(p.path(), v); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

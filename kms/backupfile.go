@@ -105,7 +105,10 @@ func (h *backupHeader) derive(passphrase *secret.Buffer) (*backupKeys, error) {
 	c := h.Cost
 	master := argon2.IDKey(passphrase.Bytes(), h.Salt[:], c.Passes, c.Memory, uint8(c.Lanes), 32)
 	defer secret.Wipe(master)
-	return expand(master)
+	var keys *backupKeys
+	var err error
+	secret.Do(func() { keys, err = expand(master) })
+	return keys, err
 }
 
 func expand(master []byte) (*backupKeys, error) {

@@ -77,13 +77,19 @@ func (h Home) Exists() bool {
 
 // IsCA tells whether the file at path is the certificate of this key manager's
 // certificate authority.
-func (h Home) IsCA(path string) bool {
+func (h Home) IsCA(path string) (bool, error) {
 	own, err := readSmall(h.path("ca.pem"))
 	if err != nil {
-		return false
+		return false, err
 	}
 	other, err := readSmall(path)
-	return err == nil && bytes.Equal(own, other)
+	if err != nil {
+		return false, err
+	}
+	if len(own) == 0 || len(other) == 0 {
+		return false, fmt.Errorf("%w: an empty certificate in %s or %s", ErrDamaged, h.path("ca.pem"), path)
+	}
+	return bytes.Equal(own, other), nil
 }
 
 func exists(path string) bool {

@@ -242,14 +242,16 @@ func TestMissingHome(t *testing.T) {
 func TestIsCA(t *testing.T) {
 	h, other := newHome(t), newHome(t)
 	for path, want := range map[string]bool{
-		h.place("config/ca.pem"):     true,
-		h.path("server.pem"):         false,
-		other.path("ca.pem"):         false,
-		filepath.Join(h.Dir, "none"): false,
+		h.place("config/ca.pem"): true,
+		h.path("server.pem"):     false,
+		other.path("ca.pem"):     false,
 	} {
-		if h.IsCA(path) != want {
-			t.Errorf("%s: %v", path, !want)
+		if got, err := h.IsCA(path); got != want || err != nil {
+			t.Errorf("%s: %v, %v", path, got, err)
 		}
+	}
+	if _, err := h.IsCA(filepath.Join(h.Dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
 	}
 }
 

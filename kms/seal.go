@@ -49,7 +49,10 @@ func newSealer(root *secret.Buffer, store uuid.UUID) (*sealer, error) {
 
 // derive is HKDF-SHA256 (RFC 5869) with the store's UUID as salt.
 func derive(root *secret.Buffer, store uuid.UUID, info string) ([]byte, error) {
-	return hkdf.Key(sha256.New, root.Bytes(), store[:], info, 32)
+	var key []byte
+	var err error
+	secret.Do(func() { key, err = hkdf.Key(sha256.New, root.Bytes(), store[:], info, 32) })
+	return key, err
 }
 
 func (s *sealer) destroy() { s.names.Destroy() }

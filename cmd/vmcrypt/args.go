@@ -10,12 +10,17 @@ import (
 
 // command completes a subcommand with what all of them share.
 func command(c cli.Command) *cli.Command {
-	c.Flags = append(c.Flags,
-		&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", TakesFile: true},
-		&cli.BoolFlag{Name: "json", Usage: "write JSON for programs"})
+	c.Flags = append(c.Flags, sharedFlags()...)
 	c.OnUsageError = onUsageError
 	c.HideHelpCommand = true
 	return &c
+}
+
+func sharedFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", TakesFile: true},
+		&cli.BoolFlag{Name: "json", Usage: "write JSON for programs"},
+	}
 }
 
 // nArgs returns the arguments of a command, if there are between least and most
@@ -71,10 +76,10 @@ func (r *reordering) take(words []string) ([]string, error) {
 		return nil, nil
 	case len(word) > 1 && word[0] == '-':
 		r.flags = append(r.flags, word)
-		if !r.takesValue(word) {
+		if r.flag(word) == nil || isSwitch(r.flag(word)) || strings.Contains(word, "=") {
 			break
 		}
-		if len(rest) == 0 {
+		if len(rest) == 0 || r.isFlag(rest[0]) {
 			return nil, usageError{fmt.Errorf("the flag %s needs a value", word)}
 		}
 		r.flags = append(r.flags, rest[0])
@@ -96,23 +101,31 @@ func (r *reordering) descend(word string) bool {
 	return true
 }
 
-// takesValue says whether the word after a flag is its value. Flags before the
-// command's name are those that all commands share.
-func (r *reordering) takesValue(word string) bool {
-	name := strings.TrimLeft(word, "-")
-	if strings.Contains(name, "=") {
-		return false
+// flag is the flag that a word is, nil if it is none. Before the command's name
+// there are only the flags that all commands share.
+func (r *reordering) flag(word string) cli.Flag {
+	if !strings.HasPrefix(word, "-") {
+		return nil
 	}
-	if r.command == nil {
-		return name == "config"
+	flags := sharedFlags()
+	if r.command != nil {
+		flags = append(flags, r.command.Flags...)
 	}
-	for _, f := range r.command.Flags {
+	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=")
+	for _, f := range flags {
 		if slices.Contains(f.Names(), name) {
-			_, isBool := f.(*cli.BoolFlag)
-			return !isBool
+			return f
 		}
 	}
-	return name == "config"
+	return nil
+}
+
+func (r *reordering) isFlag(word string) bool { return word == "--" || r.flag(word) != nil }
+
+// isSwitch tells a flag that takes no value.
+func isSwitch(f cli.Flag) bool {
+	_, ok := f.(*cli.BoolFlag)
+	return ok
 }
 
 func wantsJSON(args []string) bool {

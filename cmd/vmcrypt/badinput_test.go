@@ -35,6 +35,7 @@ func TestBadTargets(t *testing.T) {
 	}
 	write(t, at("odd.img"), make([]byte, 1000))
 	write(t, at("empty.img"), nil)
+	smallImage(t, at("disk.qcow2"))
 	write(t, at("nodisk.vmx"), []byte("displayName = \"x\"\n"))
 	write(t, at("sparse.vmdk"), []byte("KDMV and so on"))
 	if err := syscall.Mkfifo(at("pipe.img"), 0o600); err != nil {
@@ -58,9 +59,10 @@ func TestBadTargets(t *testing.T) {
 		{"sparse VMDK", exitFailure, []string{"sparse.vmdk", "qemu-img convert"}, []string{"encrypt", at("sparse.vmdk"), "--output", at("out.vmdk")}},
 		{"already encrypted", exitFailure, []string{"enc.img", "already encrypted"}, []string{"encrypt", at("enc.img")}},
 		{"plain", exitTampered, []string{"disk.img.vmx is missing"}, []string{"decrypt", at("disk.img")}},
-		{"cut short", exitFailure, []string{"short.img", "32768", "65536"}, []string{"decrypt", at("short.img")}},
+		{"cut short", exitTampered, []string{"short.img", "32768", "65536"}, []string{"decrypt", at("short.img")}},
 		{"unknown alias", exitKey, []string{"elsewhere", "local"}, []string{"encrypt", at("disk.img"), "--kms", "elsewhere"}},
 		{"unknown KEK", exitKey, []string{"no-such-key"}, []string{"encrypt", at("disk.img"), "--kek", "no-such-key"}},
+		{"qcow2", exitFailure, []string{"disk.qcow2", "qemu-img"}, []string{"encrypt", at("disk.qcow2")}},
 		{"bad sector size", exitUsage, []string{"1024"}, []string{"encrypt", at("disk.img"), "--sector-size", "1024"}},
 		{"bad hole policy", exitUsage, []string{"keep"}, []string{"encrypt", at("disk.img"), "--holes", "keep"}},
 		{"bad format", exitUsage, []string{"qcow2"}, []string{"encrypt", at("disk.img"), "--format", "qcow2"}},

@@ -25,6 +25,10 @@ func cat(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	node, err := oneNode(c)
+	if err != nil {
+		return err
+	}
 	t, err := openTarget(c, args[0])
 	if err != nil {
 		return err
@@ -34,7 +38,7 @@ func cat(c *cli.Context) error {
 		return err
 	}
 	w := bufio.NewWriterSize(c.App.Writer, 1<<20)
-	if err := e.host().Cat(c.Context, t, c.String("disk"), args[1], w); err != nil {
+	if err := e.host().Cat(c.Context, t, node, args[1], w); err != nil {
 		return err
 	}
 	return w.Flush()

@@ -57,17 +57,23 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 		return nil, fmt.Errorf("%w %q: the configuration has only %s",
 			agent.ErrAlias, alias, strings.Join(e.config.AliasNames(), ", "))
 	}
-	return kek.Open(alias, cfg, e.dialer(alias))
+	dial, err := e.dialer(alias)
+	if err != nil {
+		return nil, err
+	}
+	return kek.Open(alias, cfg, dial)
 }
 
-func (e *environment) dialer(alias string) kek.DialFunc {
-	switch {
-	case e.isLocal(alias):
-		return e.home.Dial
-	case alias == config.LocalAlias && !e.home.Exists():
-		return e.dialLost
+// dialer says how the key managers of an alias are reached; nil means by TCP.
+func (e *environment) dialer(alias string) (kek.DialFunc, error) {
+	if alias == config.LocalAlias && !e.home.Exists() {
+		return e.dialLost, nil
 	}
-	return nil
+	local, err := e.isLocal(alias)
+	if err != nil || !local {
+		return nil, err
+	}
+	return e.home.Dial, nil
 }
 
 // errLost: the local key manager does not answer and is not in its place either.
@@ -85,9 +91,12 @@ func (e *environment) dialLost(ctx context.Context, address string) (net.Conn, e
 
 // isLocal tells whether an alias leads to this host's own key manager: it has the
 // name that init gave it, and trusts that key manager and no other.
-func (e *environment) isLocal(alias string) bool {
+func (e *environment) isLocal(alias string) (bool, error) {
 	cfg, ok := e.config.Alias(alias)
-	return ok && alias == config.LocalAlias && e.home.IsCA(cfg.CA)
+	if !ok || alias != config.LocalAlias || !e.home.Exists() {
+		return false, nil
+	}
+	return e.home.IsCA(cfg.CA)
 }
 
 // alias is the one to encrypt under.

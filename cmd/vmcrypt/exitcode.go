@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/browse"
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/kek"
@@ -45,6 +46,7 @@ var codes = []struct {
 	{image.ErrInUse, exitInUse},
 	{agent.ErrNode, exitUsage},
 	{agent.ErrFormat, exitUsage},
+	{browse.ErrPath, exitUsage},
 	{dek.ErrTampered, exitTampered},
 	{dek.ErrVersion, exitTampered},
 	{vmx.ErrRecord, exitTampered},
@@ -84,6 +86,7 @@ var hints = []struct {
 	{vmx.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
+	{agent.ErrState, "\"vmcrypt status\" shows what the disks are; --disk chooses among those of a VM"},
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},
 	{agent.ErrAbsent, "attach it or take it out of the descriptor, or choose the disks with --disk"},

@@ -51,10 +51,14 @@ func kmsBackup(c *cli.Context) error {
 // remindOfBackup says after an encryption that its key is in no backup yet. The
 // encryption is done: nothing here makes it fail.
 func remindOfBackup(c *cli.Context, e *environment, alias string) {
-	if !e.isLocal(alias) {
+	local, err := e.isLocal(alias)
+	if !local && err == nil {
 		return
 	}
-	due, err := e.home.BackupDue(c.Context)
+	due := false
+	if err == nil {
+		due, err = e.home.BackupDue(c.Context)
+	}
 	switch {
 	case err != nil:
 		warn(c, fmt.Sprintf("cannot tell whether a backup is due: %v", err))

@@ -266,6 +266,16 @@ func TestLostKeyManager(t *testing.T) {
 	}
 }
 
+func TestDamagedCA(t *testing.T) {
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	if err := os.Truncate(filepath.Join(h.dir, "kms/ca.pem"), 0); err != nil {
+		t.Fatal(err)
+	}
+	h.fails(exitFailure, []string{"kms/ca.pem"}, "encrypt", path, "--output", path+".enc")
+}
+
 func TestPyKMIPInPlaceOfOurs(t *testing.T) {
 	server := pykmip.Start(t)
 	h := newHome(t)

@@ -25,7 +25,18 @@ func lsCommand() *cli.Command {
 
 func browseFlags() []cli.Flag {
 	return append(targetFlags(),
-		&cli.StringFlag{Name: "disk", Usage: "look at the disk at `NODE`, such as scsi0:0, where there are several"})
+		&cli.StringSliceFlag{Name: "disk", Usage: "look at the disk at `NODE`, such as scsi0:0, where there are several"})
+}
+
+// oneNode is the value of --disk for a command that looks at one disk.
+func oneNode(c *cli.Context) (string, error) {
+	switch nodes := c.StringSlice("disk"); len(nodes) {
+	case 0:
+		return "", nil
+	case 1:
+		return nodes[0], nil
+	}
+	return "", usageError{fmt.Errorf("%s looks at one disk: name one --disk", c.Command.HelpName)}
 }
 
 func ls(c *cli.Context) error {
@@ -37,6 +48,10 @@ func ls(c *cli.Context) error {
 	if len(args) == 2 {
 		path = args[1]
 	}
+	node, err := oneNode(c)
+	if err != nil {
+		return err
+	}
 	t, err := openTarget(c, args[0])
 	if err != nil {
 		return err
@@ -45,7 +60,7 @@ func ls(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	listing, err := e.host().List(c.Context, t, c.String("disk"), path)
+	listing, err := e.host().List(c.Context, t, node, path)
 	if err != nil {
 		return err
 	}

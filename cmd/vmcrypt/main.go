@@ -11,13 +11,16 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 // version is set by the build.
 var version = "development"
 
 func main() {
-	signal.Ignore(syscall.SIGPIPE) // it would end the process before it has cleaned up
+	// No core dump and no debugger of the same user gets at keys.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it never fails with these arguments
+	signal.Ignore(syscall.SIGPIPE)                   // it would end the process before it has cleaned up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // who asks twice means it
 	os.Exit(run(ctx, os.Args))
@@ -26,9 +29,14 @@ func main() {
 // run carries out a command line and returns its exit code.
 func run(ctx context.Context, args []string) int {
 	app := newApp()
+	out := &checkedWriter{w: os.Stdout}
+	app.Writer = out
 	args, err := reorder(app, args)
 	if err == nil {
 		err = app.RunContext(ctx, args)
+	}
+	if err == nil {
+		err = out.err
 	}
 	if err == nil {
 		return exitDone

@@ -16,14 +16,28 @@ func writeJSON(w io.Writer, v any) error {
 }
 
 // plainText is text without the control characters that a descriptor or a server
-// may have put in it: they would drive the terminal.
+// may have put in it: they would drive the terminal. It is one line.
 func plainText(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' {
+		if unicode.IsControl(r) {
 			return '?'
 		}
 		return r
-	}, text)
+	}, strings.ReplaceAll(text, "\n", "; "))
+}
+
+// checkedWriter remembers the first error of a writer whose callers don't look.
+type checkedWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (c *checkedWriter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	if c.err == nil {
+		c.err = err
+	}
+	return n, err
 }
 
 // bytesText gives a number of bytes in the largest unit that fits.

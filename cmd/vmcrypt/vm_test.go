@@ -145,6 +145,56 @@ func TestUnchosenDisksOfTheHost(t *testing.T) {
 	h.fails(exitFailure, []string{"scsi0:2", "c.img"}, "encrypt", at("vm/vm.vmx"), "--disk", "scsi0:0", "--output", at("enc"))
 }
 
+// TestFoldersThatAreLinks: a link in the way to a file leads out of the VM's
+// folder too.
+func TestFoldersThatAreLinks(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\nscsi0:1.fileName = \"sub/root.key\"\n", "a.img")
+	if err := os.Symlink(filepath.Join(h.dir, "kms"), at("vm/sub")); err != nil {
+		t.Fatal(err)
+	}
+	h.fails(exitFailure, []string{"root.key"}, "encrypt", at("vm/vm.vmx"), "--disk", "scsi0:0", "--output", at("enc"))
+	write(t, at("vm/vm.vmx"), []byte("scsi0:0.fileName = \"a.img\"\nnvram = \"sub/root.key\"\n"))
+	h.fails(exitFailure, []string{"root.key"}, "encrypt", at("vm/vm.vmx"), "--output", at("enc"))
+}
+
+// TestCompanionInTheWay: no file of the VM is lost to another of the same name.
+func TestCompanionInTheWay(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, threeDisks, "a.img", "b.img", "c.img", "vm.nvram")
+	if err := os.Rename(at("vm/c.img"), at("vm.nvram")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, at("vm/vm.vmx"), []byte(strings.Replace(threeDisks, "c.img", "../vm.nvram", 1)))
+	h.fails(exitFailure, []string{"vm.nvram", "scsi0:2"}, "encrypt", at("vm/vm.vmx"), "--output", at("enc"))
+}
+
+// TestNamesDriveNoTerminal: a descriptor's names can neither colour nor forge
+// what the administrator reads.
+func TestNamesDriveNoTerminal(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"no|1B[31m|0Avmcrypt: all is well.img\"\n")
+	r := h.run("status", at("vm/vm.vmx"))
+	if r.code != exitFailure || strings.Contains(r.stderr, "\x1b") || strings.Contains(r.stderr, "\nvmcrypt: all") {
+		t.Errorf("exit code %d, %q", r.code, r.stderr)
+	}
+}
+
+func TestFullStandardOutput(t *testing.T) {
+	h := newHome(t)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
+	cmd := h.command(t.Context(), "status", at("vm/vm.vmx"))
+	cmd.Stdout = full
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != exitFailure {
+		t.Errorf("%v, want exit code %d", err, exitFailure)
+	}
+}
+
 func TestSuspendedVM(t *testing.T) {
 	h := newHome(t)
 	at := vm(t, threeDisks+"checkpoint.vmState = \"vm.vmss\"\n", "a.img", "b.img", "c.img")
@@ -196,5 +246,6 @@ func TestFlagWithoutValue(t *testing.T) {
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	for _, flag := range []string{"--output", "-o", "--disk", "--kms", "--kek", "--sector-size", "--holes", "--format", "--config"} {
 		h.fails(exitUsage, []string{flag}, "encrypt", at("vm/a.img"), flag)
+		h.fails(exitUsage, []string{flag}, "encrypt", at("vm/a.img"), flag, "--json")
 	}
 }
