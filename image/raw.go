@@ -43,7 +43,7 @@ func openFlags(mode Mode, flags int) int {
 // finishOpen makes a file of what open opens.
 func finishOpen(name string, open func() (int, error)) (*os.File, error) {
 	fd, err := open()
-	for err == unix.EINTR {
+	for errors.Is(err, unix.EINTR) {
 		fd, err = open()
 	}
 	if err == nil {
