@@ -54,10 +54,13 @@ func openOthers(t *Target, chosen []Disk) ([]job, error) {
 // asItIs takes a disk over, with the mark of an encrypted one.
 func (d Disk) asItIs(f *image.File) (image.Disk, error) {
 	if d.Record == nil {
-		return f, nil
+		return plainFile(f)
 	}
 	return f, f.SetDiskUUID(d.Record.DiskUUID.String())
 }
+
+// plainFile is the sink of a disk that is plain, or no longer encrypted.
+func plainFile(f *image.File) (image.Disk, error) { return f, nil }
 
 // write fills the output's stage with the disks of all jobs.
 func (h *Host) write(ctx context.Context, o *output, jobs []job) error {

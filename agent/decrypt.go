@@ -36,7 +36,7 @@ func (h *Host) unlockedJobs(ctx context.Context, disks []Disk) ([]job, error) {
 	defer keys.wipe()
 	return openJobs(disks, func(d Disk) (job, error) {
 		plain, f, err := d.openUnlocked(ctx, keys)
-		return job{disk: d, file: f, src: plain, sink: Disk{}.asItIs}, err
+		return job{disk: d, file: f, src: plain, sink: plainFile}, err
 	})
 }
 
