@@ -21,7 +21,7 @@ PKG := ./...
 FUZZTIME := 2m
 
 # Packages with goroutines of their own, or that hand memory to the kernel.
-RACE := ./blockcrypt ./cmd/vmcrypt ./image ./internal/kmipwire ./internal/secret ./kek ./kms
+RACE := ./blockcrypt ./image ./internal/kmipwire ./internal/secret ./kek ./kms
 
 .PHONY: help build demo test lint fuzz bench
 
@@ -42,6 +42,7 @@ test:
 	scripts/setup.sh
 	go vet ./...
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m $(RACE)
+	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'AtOnce|Unserved|Interrupted|OneDisk' ./cmd/vmcrypt
 	VMCRYPT_TEST_LONG=1 go test -count=1 -timeout=20m ./...
 
 lint: bin/golangci-lint
