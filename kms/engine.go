@@ -20,6 +20,8 @@ const maxBatch = 64
 type engine struct {
 	store      *store
 	operations map[kmip14.Operation]operation
+	// audit records what was done, before the answer is sent; nil: nobody asks.
+	audit func([]auditEntry) error
 }
 
 // operation answers the payload of a batch item with a payload or a failure.
