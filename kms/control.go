@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -59,7 +59,7 @@ func (h Home) startControl(s *store, address net.Addr) (*control, error) {
 		return nil, fmt.Errorf("%s: %w", h.path(controlFile), err)
 	}
 	c := &control{folder: folder, http: &http.Server{
-		Handler:           controlHandler(s, address),
+		Handler:           h.controlHandler(s, address),
 		ReadHeaderTimeout: controlTimeout,
 		WriteTimeout:      snapshotTime,
 	}}
@@ -95,10 +95,11 @@ func (c *control) stop() {
 	})
 }
 
-func controlHandler(s *store, address net.Addr) http.Handler {
+func (h Home) controlHandler(s *store, address net.Addr) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { tellStatus(w, s, address) })
 	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, _ *http.Request) { sendSnapshot(w, s) })
+	mux.HandleFunc("POST /rotate-root", func(w http.ResponseWriter, r *http.Request) { h.answerRotation(w, r, s) })
 	return mux
 }
 
@@ -115,23 +116,11 @@ func tellStatus(w http.ResponseWriter, s *store, address net.Addr) {
 	_ = json.NewEncoder(w).Encode(st) // the client sees what is missing
 }
 
-func sendSnapshot(w http.ResponseWriter, s *store) {
-	m, err := s.snapshot()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer m.Close()
-	content, size := m.content()
-	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-	_, _ = io.Copy(w, content) // the client sees what is missing
-}
-
 // status asks the server that runs on this home. It fails if there is none.
 func (h Home) status(ctx context.Context) (*status, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
-	body, err := h.call(ctx, http.MethodGet, "/status")
+	body, err := h.call(ctx, http.MethodGet, "/status", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -142,9 +131,9 @@ func (h Home) status(ctx context.Context) (*status, error) {
 
 // call sends a request to control.sock. The error of reading the result too
 // short is io.ErrUnexpectedEOF.
-func (h Home) call(ctx context.Context, method, path string) (io.ReadCloser, error) {
+func (h Home) call(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
 	transport := &http.Transport{DialContext: h.dialControl, DisableKeepAlives: true}
-	req, err := http.NewRequestWithContext(ctx, method, "http://kms"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://kms"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -153,8 +142,9 @@ func (h Home) call(ctx context.Context, method, path string) (io.ReadCloser, err
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, fmt.Errorf("key manager in %s: %s", h.Dir, resp.Status)
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxSmallFile)) // what there is
+		return nil, fmt.Errorf("key manager in %s: %s: %s", h.Dir, resp.Status, bytes.TrimSpace(text))
 	}
 	return resp.Body, nil
 }

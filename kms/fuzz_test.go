@@ -15,8 +15,8 @@ import (
 // FuzzBackupHeader: a header that is accepted is what bytes would give, with a
 // cost within bounds.
 func FuzzBackupHeader(f *testing.F) {
-	f.Add((&backupHeader{Cost: defaultCost}).bytes())
-	f.Add((&backupHeader{Cost: kdfCost{1 << 30, 1 << 30, 1 << 30}}).bytes())
+	f.Add((&backupHeader{kdf{Cost: defaultCost}}).bytes())
+	f.Add((&backupHeader{kdf{Cost: kdfCost{1 << 30, 1 << 30, 1 << 30}}}).bytes())
 	f.Add([]byte(backupMagic))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		h, err := parseBackupHeader(data)

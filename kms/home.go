@@ -29,7 +29,8 @@ var (
 	ErrDamaged = errors.New("damaged")
 	// ErrVersion: a store or a backup of a format this version does not know.
 	ErrVersion = errors.New("unknown format version")
-	// ErrPassphrase: the backup was encrypted under another passphrase.
+	// ErrPassphrase: the backup was encrypted, or the root key sealed, under
+	// another passphrase.
 	ErrPassphrase = errors.New("wrong passphrase")
 )
 
@@ -43,6 +44,13 @@ type Home struct {
 	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
 	// last-backup and, while Serve runs, control.sock. Nothing else may.
 	Dir string
+	// RootKey is how Init, Restore and RotateRoot keep the root key. Empty means
+	// RootKeyFile, to RotateRoot as it was.
+	RootKey RootKey
+	// Passphrase is asked for the passphrase that the root key is sealed under or,
+	// if fresh, is going to be. The buffer is destroyed after use. Where the root
+	// key is in a file, nobody is asked, and it may be nil.
+	Passphrase func(form RootKey, fresh bool) (*secret.Buffer, error)
 }
 
 const (
@@ -50,6 +58,7 @@ const (
 	rootKeyFile    = "root.key"
 	lastBackupFile = "last-backup"
 	configFile     = "config.yaml"
+	rootKeyEntry   = "kms/" + rootKeyFile
 
 	maxSmallFile = 1 << 20 // bytes, of every file but the store
 )
@@ -57,7 +66,7 @@ const (
 // The files of a home, the store excepted, by their names in a backup: those
 // beside Config begin with "config/", those in Dir with "kms/".
 var homeFiles = []string{
-	"kms/root.key", "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
+	rootKeyEntry, "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
 	"config/ca.pem", "config/client.pem", "config/client.key", "config/config.yaml",
 }
 
@@ -128,9 +137,21 @@ func (h Home) Init(configYAML []byte) error {
 		return err
 	}
 	defer files.wipe()
-	files["kms/root.key"] = formatRootKey(root)
+	if files[rootKeyEntry], err = h.keep(root); err != nil {
+		return err
+	}
 	files["config/config.yaml"] = bytes.Clone(configYAML) // files are wiped
 	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root) })
+}
+
+// keep gives the content of root.key for a new home.
+func (h Home) keep(root *secret.Buffer) ([]byte, error) {
+	k, err := h.newKeeper()
+	if err != nil {
+		return nil, err
+	}
+	defer k.destroy()
+	return k.format(root)
 }
 
 // install puts files, and the store that makeStore adds to them, into an empty
@@ -275,7 +296,8 @@ func writeNew(path string, data []byte) error {
 	return err
 }
 
-// read loads the files of the home; they hold keys and must be wiped.
+// read loads the files of the home except root.key; they hold keys and must be
+// wiped.
 func (h Home) read() (_ contents, err error) {
 	files := contents{}
 	defer func() {
@@ -284,6 +306,9 @@ func (h Home) read() (_ contents, err error) {
 		}
 	}()
 	for _, name := range homeFiles {
+		if name == rootKeyEntry {
+			continue
+		}
 		if files[name], err = readSmall(h.place(name)); err != nil {
 			return nil, err
 		}

@@ -30,8 +30,7 @@ func (t *tx) getNote(bucket []byte, name string, v any) (bool, error) {
 
 // putNote writes a note.
 func (t *tx) putNote(bucket []byte, name string, v any) error {
-	b, err := t.bolt.CreateBucketIfNotExists(bucket)
-	if err != nil {
+	if _, err := t.bolt.CreateBucketIfNotExists(bucket); err != nil {
 		return err
 	}
 	text, err := json.Marshal(v)
@@ -42,7 +41,7 @@ func (t *tx) putNote(bucket []byte, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	return b.Put([]byte(name), sealed)
+	return t.set(bucket, []byte(name), sealed)
 }
 
 // eachNote calls fn with the name of every note in a bucket, in their order,
@@ -71,7 +70,7 @@ func (t *tx) openNote(bucket []byte, name string, sealed []byte, v any) error {
 
 // resealNotes seals all notes anew, which were sealed under former.
 func (t *tx) resealNotes(former *sealer) error {
-	old := &tx{t.bolt, former}
+	old := &tx{bolt: t.bolt, sealer: former}
 	for _, bucket := range noteBuckets {
 		notes := map[string]json.RawMessage{}
 		err := old.eachNote(bucket, func(name string, read func(any) error) error {

@@ -65,7 +65,7 @@ func (r *request) search(filters []filter) (ids []string, err error) {
 	err = r.store.view(func(t *tx) error {
 		for _, f := range filters {
 			if n, ok := f.value.(name); ok {
-				return t.only(n, match)
+				return t.only(r.client, n, match)
 			}
 		}
 		return t.each(match)
@@ -73,9 +73,9 @@ func (r *request) search(filters []filter) (ids []string, err error) {
 	return ids, err
 }
 
-// only calls fn with the object that has the name, if there is one.
-func (t *tx) only(n name, fn func(*object) error) error {
-	id, err := t.find(n)
+// only calls fn with the object that the owner calls by the name, if there is one.
+func (t *tx) only(owner string, n name, fn func(*object) error) error {
+	id, err := t.find(owner, n)
 	if errors.Is(err, errNoObject) {
 		return nil
 	}

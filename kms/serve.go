@@ -61,15 +61,24 @@ func (h Home) openToServe(ctx context.Context) (*store, error) {
 }
 
 // access finds the way to the store: the server that runs, or else the store
-// itself, opened when everybody else is done with it.
+// itself, opened when everybody else is done with it. Who has to be asked for a
+// passphrase is asked before, lest everybody wait for it.
 func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, storeWait, fmt.Errorf("waited %v", storeWait))
 	defer cancel()
+	var p passphrases
+	defer func() { p.destroy() }()
 	for {
 		if running, err := h.status(ctx); err == nil {
 			return nil, running, nil
 		}
-		s, err := h.open(mode, storePoll)
+		if p == nil {
+			var err error
+			if p, err = h.passphrases(); err != nil {
+				return nil, nil, err
+			}
+		}
+		s, err := h.openWith(p, mode, storePoll)
 		if !errors.Is(err, ErrBusy) {
 			return s, nil, err
 		}
@@ -81,13 +90,25 @@ func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error
 
 // open opens the store under the home's root key.
 func (h Home) open(mode openMode, wait time.Duration) (*store, error) {
-	if !h.Exists() {
-		return nil, fmt.Errorf("%s: %w", h.Dir, ErrMissing)
-	}
-	root, err := h.rootKey()
+	p, err := h.passphrases()
 	if err != nil {
 		return nil, err
 	}
-	defer root.Destroy()
-	return openStore(h.path(storeFile), root, mode, wait)
+	defer p.destroy()
+	return h.openWith(p, mode, wait)
+}
+
+// openWith opens the store with what passphrases gave.
+func (h Home) openWith(p passphrases, mode openMode, wait time.Duration) (*store, error) {
+	if !h.Exists() {
+		return nil, fmt.Errorf("%s: %w", h.Dir, ErrMissing)
+	}
+	s, err := openStore(h.path(storeFile), func() ([]*kept, error) { return h.rootKeys(p) }, mode, wait)
+	if err != nil || mode == forReading {
+		return s, err
+	}
+	if err := h.finishRotation(s.keyFile); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }

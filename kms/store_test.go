@@ -307,11 +307,7 @@ func TestFlippedBits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := h.rootKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Destroy()
+	root := func() ([]*kept, error) { return h.rootKeys(nil) }
 	want := keysIn(t, h.path(storeFile), root)
 	size, path := used(t, h), h.path("flipped.db")
 	r := rand.New(rand.NewPCG(1, 2))
@@ -341,7 +337,7 @@ func TestFlippedBits(t *testing.T) {
 	}
 }
 
-func keysIn(t *testing.T, path string, root *secret.Buffer) map[uuid.UUID]string {
+func keysIn(t *testing.T, path string, root rootKeys) map[uuid.UUID]string {
 	t.Helper()
 	keys, err := readKeys(path, root)
 	if err != nil || len(keys) == 0 {
@@ -350,7 +346,7 @@ func keysIn(t *testing.T, path string, root *secret.Buffer) map[uuid.UUID]string
 	return keys
 }
 
-func readKeys(path string, root *secret.Buffer) (map[uuid.UUID]string, error) {
+func readKeys(path string, root rootKeys) (map[uuid.UUID]string, error) {
 	s, err := openStore(path, root, forWriting, time.Second)
 	if err != nil {
 		return nil, err
