@@ -15,6 +15,16 @@ var (
 // that are JSON, sealed, and bound to their name, their bucket and the store.
 var noteBuckets = [][]byte{clientsBucket, auditBucket}
 
+// hasNotes tells whether there is any note in a bucket.
+func (t *tx) hasNotes(bucket []byte) bool {
+	b := t.bolt.Bucket(bucket)
+	if b == nil {
+		return false
+	}
+	first, _ := b.Cursor().First()
+	return first != nil
+}
+
 // getNote reads a note into v, and tells whether it is there.
 func (t *tx) getNote(bucket []byte, name string, v any) (bool, error) {
 	b := t.bolt.Bucket(bucket)
