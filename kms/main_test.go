@@ -41,13 +41,13 @@ func homeIn(dir string) Home {
 }
 
 // emptyHome is a home without a key manager.
-func emptyHome(t *testing.T) Home {
+func emptyHome(t testing.TB) Home {
 	t.Helper()
 	return homeIn(filepath.Join(t.TempDir(), "home"))
 }
 
 // newHome makes a key manager whose store is checked when the test ends.
-func newHome(t *testing.T) Home {
+func newHome(t testing.TB) Home {
 	t.Helper()
 	h := emptyHome(t)
 	if err := h.Init([]byte("# test\n")); err != nil {
@@ -58,7 +58,7 @@ func newHome(t *testing.T) Home {
 }
 
 // checkStore fails the test if bbolt or we find anything wrong with the store.
-func checkStore(t *testing.T, h Home) census {
+func checkStore(t testing.TB, h Home) census {
 	t.Helper()
 	s, err := h.open(forReading, storeWait)
 	if err != nil {
@@ -82,7 +82,7 @@ func checkStore(t *testing.T, h Home) census {
 }
 
 // serve runs the home's server until the test ends or stop is called.
-func serve(t *testing.T, h Home) (address string, stop func()) {
+func serve(t testing.TB, h Home) (address string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan string, 1), make(chan error, 1)
