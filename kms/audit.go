@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,8 +61,16 @@ type auditLine struct {
 
 // auditHead is a place in the log: that after an entry.
 type auditHead struct {
-	Sequence uint64            `json:"sequence"`
-	Hash     [sha256.Size]byte `json:"hash"` // of the entry's line
+	Sequence uint64 `json:"sequence"`
+	Hash     string `json:"hash"` // SHA-256 of the entry's line, in hexadecimal
+}
+
+// beginning is the place before the first entry.
+var beginning = auditHead{Hash: strings.Repeat("0", 2*sha256.Size)}
+
+func headAt(sequence uint64, line []byte) auditHead {
+	sum := sha256.Sum256(line)
+	return auditHead{sequence, hex.EncodeToString(sum[:])}
 }
 
 // auditLog appends to the log. One process at a time has it, as it has the
@@ -154,7 +163,7 @@ func (head auditHead) encode(entries []auditEntry) ([]byte, auditHead, error) {
 		}
 		line = append(line, '\n')
 		text = append(text, line...)
-		head = auditHead{head.Sequence + 1, sha256.Sum256(line)}
+		head = headAt(head.Sequence+1, line)
 	}
 	return text, head, nil
 }
@@ -162,7 +171,7 @@ func (head auditHead) encode(entries []auditEntry) ([]byte, auditHead, error) {
 func (head auditHead) line(e auditEntry) *auditLine {
 	return &auditLine{
 		Sequence:  head.Sequence + 1,
-		Previous:  hex.EncodeToString(head.Hash[:]),
+		Previous:  head.Hash,
 		Time:      e.Time.UTC().Format(time.RFC3339Nano),
 		Client:    clip(e.Client),
 		Address:   clip(e.Address),
@@ -263,11 +272,11 @@ func (l *auditLog) resume(known auditHead) (err error) {
 func (l *auditLog) endOfFormer() (auditHead, error) {
 	names, err := formerAudits(l.dir)
 	if err != nil || len(names) == 0 {
-		return auditHead{}, err
+		return beginning, err
 	}
 	f, err := os.Open(names[len(names)-1])
 	if err != nil {
-		return auditHead{}, err
+		return beginning, err
 	}
 	defer f.Close()
 	head, _, err := l.end(f)
@@ -288,23 +297,23 @@ func formerAudits(dir string) ([]string, error) {
 func (l *auditLog) end(f *os.File) (auditHead, int64, error) {
 	tail, start, err := readTail(f)
 	if err != nil {
-		return auditHead{}, 0, err
+		return beginning, 0, err
 	}
 	whole := wholeLines(tail)
 	if torn := tail[len(whole):]; len(torn) > 0 {
 		if err := l.putAside(f, torn, start+int64(len(whole))); err != nil {
-			return auditHead{}, 0, err
+			return beginning, 0, err
 		}
 	}
 	if len(whole) == 0 && start == 0 {
-		return auditHead{}, 0, nil
+		return beginning, 0, nil
 	}
 	last := whole[bytes.LastIndexByte(whole[:max(len(whole)-1, 0)], '\n')+1:]
 	line, err := parseAuditLine(last)
 	if err != nil {
-		return auditHead{}, 0, fmt.Errorf("%s: %w: its last line is no entry; move the file away to begin another", f.Name(), ErrDamaged)
+		return beginning, 0, fmt.Errorf("%s: %w: its last line is no entry; move the file away to begin another", f.Name(), ErrDamaged)
 	}
-	return auditHead{line.Sequence, sha256.Sum256(last)}, start + int64(len(whole)), nil
+	return headAt(line.Sequence, last), start + int64(len(whole)), nil
 }
 
 func readTail(f *os.File) (tail []byte, start int64, err error) {

@@ -42,7 +42,8 @@ type Home struct {
 	// client.pem, client.key, ca.pem.
 	Config string
 	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
-	// last-backup and, while Serve runs, control.sock. Nothing else may.
+	// last-backup, audit.log with its former files and, while Serve runs,
+	// control.sock. Nothing else may.
 	Dir string
 	// RootKey is how Init, Restore and RotateRoot keep the root key. Empty means
 	// RootKeyFile, to RotateRoot as it was.
@@ -132,7 +133,7 @@ func (h Home) Init(configYAML []byte) error {
 		return err
 	}
 	defer root.Destroy()
-	files, err := issueCertificates()
+	files, client, err := issueCertificates()
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (h Home) Init(configYAML []byte) error {
 		return err
 	}
 	files["config/config.yaml"] = bytes.Clone(configYAML) // files are wiped
-	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root) })
+	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root, registeredAs(client)) })
 }
 
 // keep gives the content of root.key for a new home.

@@ -33,7 +33,9 @@ func migrate(path string, roots rootKeys, wait time.Duration) (err error) {
 	}
 	defer to.destroy()
 	err = guard(func() error {
-		return s.db.Update(func(b *bbolt.Tx) error { return reseal(b, s.sealer, to) })
+		return s.db.Update(func(b *bbolt.Tx) error {
+			return errors.Join(reseal(b, s.sealer, to), (&tx{bolt: b, sealer: to}).putClient(firstClient))
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("%s: bring it from schema %d to %d: %w", path, s.sealer.schema, to.schema, err)

@@ -1,6 +1,8 @@
 package kms
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -11,31 +13,34 @@ var (
 	auditBucket   = []byte("audit")
 )
 
-// noteBuckets hold what the store knows beside objects: notes, small records
-// that are JSON, sealed, and bound to their name, their bucket and the store.
+// noteBuckets hold what the store knows beside objects: notes, which have names.
+// A note is sealed, bound to its bucket, its name and the store; its key does
+// not show its name.
 var noteBuckets = [][]byte{clientsBucket, auditBucket}
 
-// hasNotes tells whether there is any note in a bucket.
-func (t *tx) hasNotes(bucket []byte) bool {
-	b := t.bolt.Bucket(bucket)
-	if b == nil {
-		return false
-	}
-	first, _ := b.Cursor().First()
-	return first != nil
+// note is the plaintext of a note, as JSON.
+type note struct {
+	Name  string          `json:"name"`
+	Value json.RawMessage `json:"value"`
 }
 
-// getNote reads a note into v, and tells whether it is there.
-func (t *tx) getNote(bucket []byte, name string, v any) (bool, error) {
+// getNote reads the value of a note into v, which stays as it is if there is no
+// note of that name.
+func (t *tx) getNote(bucket []byte, name string, v any) error {
 	b := t.bolt.Bucket(bucket)
 	if b == nil {
-		return false, nil
+		return nil
 	}
-	sealed := b.Get([]byte(name))
+	key := t.sealer.noteKey(bucket, name)
+	sealed := b.Get(key)
 	if sealed == nil {
-		return false, nil
+		return nil
 	}
-	return true, t.openNote(bucket, name, sealed, v)
+	n, err := t.openNote(bucket, key, sealed)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(n.Value, v)
 }
 
 // putNote writes a note.
@@ -43,57 +48,64 @@ func (t *tx) putNote(bucket []byte, name string, v any) error {
 	if _, err := t.bolt.CreateBucketIfNotExists(bucket); err != nil {
 		return err
 	}
-	text, err := json.Marshal(v)
+	value, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	sealed, err := t.sealer.objects.Encrypt(text, t.sealer.noteData(bucket, name))
+	text, err := json.Marshal(note{name, value})
 	if err != nil {
 		return err
 	}
-	return t.set(bucket, []byte(name), sealed)
+	key := t.sealer.noteKey(bucket, name)
+	sealed, err := t.sealer.objects.Encrypt(text, t.sealer.noteData(bucket, key))
+	if err != nil {
+		return err
+	}
+	return t.set(bucket, key, sealed)
 }
 
-// eachNote calls fn with the name of every note in a bucket, in their order,
-// and a function that reads it.
-func (t *tx) eachNote(bucket []byte, fn func(name string, read func(v any) error) error) error {
+// notes reads all notes of a bucket.
+func (t *tx) notes(bucket []byte) ([]note, error) {
 	b := t.bolt.Bucket(bucket)
 	if b == nil {
-		return nil
+		return nil, nil
 	}
-	return b.ForEach(func(k, sealed []byte) error {
-		name := string(k)
-		return fn(name, func(v any) error { return t.openNote(bucket, name, sealed, v) })
+	var all []note
+	err := b.ForEach(func(key, sealed []byte) error {
+		n, err := t.openNote(bucket, key, sealed)
+		all = append(all, n)
+		return err
 	})
+	return all, err
 }
 
-func (t *tx) openNote(bucket []byte, name string, sealed []byte, v any) error {
-	text, err := t.sealer.objects.Decrypt(sealed, t.sealer.noteData(bucket, name))
+func (t *tx) openNote(bucket, key, sealed []byte) (note, error) {
+	var n note
+	text, err := t.sealer.objects.Decrypt(sealed, t.sealer.noteData(bucket, key))
 	if err == nil {
-		err = json.Unmarshal(text, v)
+		err = json.Unmarshal(text, &n)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %q: %w: its record does not open under the root key", bucket, name, ErrDamaged)
+		return n, fmt.Errorf("a record of %s: %w: it does not open under the root key", bucket, ErrDamaged)
 	}
-	return nil
+	return n, nil
 }
 
 // resealNotes seals all notes anew, which were sealed under former.
 func (t *tx) resealNotes(former *sealer) error {
-	old := &tx{bolt: t.bolt, sealer: former}
 	for _, bucket := range noteBuckets {
-		notes := map[string]json.RawMessage{}
-		err := old.eachNote(bucket, func(name string, read func(any) error) error {
-			var text json.RawMessage
-			err := read(&text)
-			notes[name] = text
-			return err
-		})
+		all, err := (&tx{bolt: t.bolt, sealer: former}).notes(bucket)
 		if err != nil {
 			return err
 		}
-		for name, text := range notes {
-			if err := t.putNote(bucket, name, text); err != nil {
+		if len(all) == 0 {
+			continue
+		}
+		if err := t.bolt.DeleteBucket(bucket); err != nil {
+			return err
+		}
+		for _, n := range all {
+			if err := t.putNote(bucket, n.Name, n.Value); err != nil {
 				return err
 			}
 		}
@@ -101,12 +113,21 @@ func (t *tx) resealNotes(former *sealer) error {
 	return nil
 }
 
+// noteKey is the key of a note. It is another than any object's name can have.
+func (s *sealer) noteKey(bucket []byte, name string) []byte {
+	mac := hmac.New(sha256.New, s.names.Bytes())
+	mac.Write([]byte("vmcrypt kms note"))
+	mac.Write(binary.BigEndian.AppendUint32(nil, uint32(len(bucket))))
+	mac.Write(bucket)
+	mac.Write([]byte(name))
+	return mac.Sum(nil)
+}
+
 // noteData is the associated data of a note; it differs from that of any
 // object.
-func (s *sealer) noteData(bucket []byte, name string) []byte {
-	ad := []byte("vmcrypt kms notes ")
+func (s *sealer) noteData(bucket, key []byte) []byte {
+	ad := []byte("vmcrypt kms note")
 	ad = append(ad, s.store[:]...)
-	ad = binary.BigEndian.AppendUint32(ad, uint32(len(bucket)))
-	ad = append(ad, bucket...)
-	return append(ad, name...)
+	ad = append(ad, key...)
+	return append(ad, bucket...)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -20,36 +21,32 @@ const (
 // passing. Requests that have arrived when ctx ends are answered, and Serve
 // returns nil.
 func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (err error) {
-	s, err := h.openToServe(ctx)
+	srv, err := h.openToServe(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	if _, err := s.count(); err != nil {
-		return err
-	}
-	config, err := h.serverTLS()
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, srv.close()) }()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	c, err := h.startControl(s, l.Addr())
+	c, err := h.startControl(srv, l.Addr())
 	if err != nil {
 		return err
 	}
 	defer c.stop()
 	// Whoever asks from now on waits for the store instead.
 	defer context.AfterFunc(ctx, c.stop)()
+	var marking sync.WaitGroup
+	defer marking.Wait()
+	marking.Go(func() { srv.keepMarking(ctx) })
 	ready(l.Addr())
-	(&server{engine: newEngine(s), tls: config, timeouts: serverTimeouts}).serve(ctx, l)
+	srv.serve(ctx, l)
 	return nil
 }
 
-func (h Home) openToServe(ctx context.Context) (*store, error) {
+func (h Home) openToServe(ctx context.Context) (*server, error) {
 	s, running, err := h.access(ctx, forWriting)
 	if err != nil {
 		return nil, err
@@ -57,7 +54,14 @@ func (h Home) openToServe(ctx context.Context) (*store, error) {
 	if running != nil {
 		return nil, fmt.Errorf("%s: %w: it is served at %s", h.Dir, ErrBusy, running.Address)
 	}
-	return s, nil
+	if _, err := s.count(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	srv, err := h.newServer(s, serverTimeouts)
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return srv, nil
 }
 
 // access finds the way to the store: the server that runs, or else the store

@@ -347,6 +347,26 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
+// newTestServer is a server that is not listening yet, closed when the test
+// ends.
+func newTestServer(t *testing.T, h Home) *server {
+	t.Helper()
+	s, err := h.open(forWriting, storeWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, err := h.newServer(s, localTimeouts)
+	if err != nil {
+		t.Fatal(errors.Join(err, s.close()))
+	}
+	t.Cleanup(func() {
+		if err := srv.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return srv
+}
+
 func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -354,12 +374,8 @@ func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	h := newHome(t)
-	config, err := h.serverTLS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newTestServer(t, h)
 	done := make(chan struct{})
-	s := &server{engine: &engine{}, tls: config, timeouts: localTimeouts}
 	go func() { s.serve(ctx, &failingListener{l, 3}); close(done) }()
 	conn, err := tls.Dial("tcp", l.Addr().String(), clientTLS(t, h))
 	if err != nil {
@@ -372,17 +388,12 @@ func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 
 func TestPanicEndsOnlyItsConnection(t *testing.T) {
 	h := newHome(t)
-	config, err := h.serverTLS()
-	if err != nil {
-		t.Fatal(err)
-	}
 	local, remote, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(nil)
-	e.operations[kmip14.OperationLocate] = func(*request, []byte) (any, error) { panic("a bug") }
-	s := &server{engine: e, tls: config, timeouts: localTimeouts}
+	s := newTestServer(t, h)
+	s.engine.operations[kmip14.OperationLocate] = func(*request, []byte) (any, error) { panic("a bug") }
 	done := make(chan struct{})
 	go func() { s.handle(t.Context(), remote); close(done) }()
 	c := &client{t: t, version: newest, conn: kmipwire.NewConn(tls.Client(local, clientTLS(t, h)), kmipwire.DefaultTimeouts)}

@@ -46,8 +46,8 @@ func newStore(path string) *store {
 	return &store{path: path, committer: committer{turn: make(chan struct{}, 1)}}
 }
 
-// createStore makes an empty store, sealed under root, in a new file.
-func createStore(path string, root *secret.Buffer) error {
+// createStore makes a store without objects, sealed under root, in a new file.
+func createStore(path string, root *secret.Buffer, clients ...registered) error {
 	id := uuid.New()
 	seal, err := newSealer(root, id, schemaVersion)
 	if err != nil {
@@ -58,20 +58,25 @@ func createStore(path string, root *secret.Buffer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(db.Update(func(tx *bbolt.Tx) error { return initialize(tx, seal) }), db.Close())
+	return errors.Join(db.Update(func(tx *bbolt.Tx) error { return initialize(tx, seal, clients) }), db.Close())
 }
 
 func createFile(path string, flag int, perm fs.FileMode) (*os.File, error) {
 	return os.OpenFile(path, flag|os.O_EXCL, perm)
 }
 
-func initialize(tx *bbolt.Tx, s *sealer) error {
+func initialize(b *bbolt.Tx, s *sealer, clients []registered) error {
 	for _, name := range [][]byte{objectsBucket, namesBucket} {
-		if _, err := tx.CreateBucket(name); err != nil {
+		if _, err := b.CreateBucket(name); err != nil {
 			return err
 		}
 	}
-	meta, err := tx.CreateBucket(metaBucket)
+	for _, c := range clients {
+		if err := (&tx{bolt: b, sealer: s}).putClient(c); err != nil {
+			return err
+		}
+	}
+	meta, err := b.CreateBucket(metaBucket)
 	if err != nil {
 		return err
 	}
