@@ -13,30 +13,50 @@ type census struct {
 	Objects  int       `json:"objects"`  // objects there are, destroyed ones included
 }
 
-// count looks at every object and every name: each record must open under the
-// root key, and the index must lead from each name to its object.
-func (s *store) count() (census, error) {
-	c := census{Store: s.sealer.store}
-	err := s.view(func(t *tx) error {
-		c.Sequence = t.sequence()
-		names := 0
-		err := t.each(func(o *object) error {
-			c.Objects++
-			names += len(o.Names)
-			return t.checkNames(o)
-		})
-		if err == nil {
-			err = t.checkNotes()
+// count looks at everything: each record must open under the root key, the
+// index must lead from each name to its object and nowhere else, and the file's
+// pages must be in order.
+func (s *store) count() (c census, err error) {
+	err = s.view(func(t *tx) error {
+		c, err = t.count()
+		if err != nil {
+			return err
 		}
-		if err == nil && t.bolt.Bucket(namesBucket).Stats().KeyN != names {
-			err = fmt.Errorf("%w: the index of names does not match the objects", ErrDamaged)
+		if err := t.checkNotes(); err != nil {
+			return err
 		}
-		return err
+		// Last, as it would not survive damage that leads it beyond the file's end.
+		return t.checkPages()
 	})
 	if err != nil {
 		return census{}, fmt.Errorf("%s: %w", s.path, err)
 	}
 	return c, nil
+}
+
+func (t *tx) count() (census, error) {
+	c := census{Store: t.sealer.store, Sequence: t.sequence()}
+	names := 0
+	err := t.each(func(o *object) error {
+		c.Objects++
+		names += len(o.Names)
+		return t.checkNames(o)
+	})
+	if err == nil && t.bolt.Bucket(namesBucket).Stats().KeyN != names {
+		err = fmt.Errorf("%w: the index of names does not match the objects", ErrDamaged)
+	}
+	return c, err
+}
+
+// checkPages tells whether bbolt finds anything wrong. It gives the first error
+// of what may be many, but reads them all: bbolt waits for that.
+func (t *tx) checkPages() (err error) {
+	for damage := range t.bolt.Check() {
+		if err == nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, damage)
+		}
+	}
+	return err
 }
 
 // checkNotes tells whether every note opens.

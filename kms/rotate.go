@@ -107,11 +107,10 @@ func (h Home) finishRotation(name string) error {
 	if name == nextRootKeyFile {
 		return h.promoteNext()
 	}
-	err := os.Remove(h.path(nextRootKeyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := os.Remove(h.path(nextRootKeyFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	return nil
 }
 
 // rotate seals everything anew under root. The caller has the committer's turn.
