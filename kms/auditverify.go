@@ -9,13 +9,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 const (
 	maxAuditLine    = 16 << 10 // bytes
 	maxAuditProblem = 20       // reported
 )
+
+// ErrAudit: the audit log is not as it was written.
+var ErrAudit = errors.New("the audit log was changed")
 
 // AuditReport is what a check of the audit log finds.
 type AuditReport struct {
@@ -152,17 +154,14 @@ func (c *auditCheck) result() *AuditReport {
 	return &c.report
 }
 
-// Err sums the problems up in an error that wraps ErrDamaged, nil if there are
-// none.
+// Err is an error that wraps ErrAudit if there are problems, and names the
+// first.
 func (r *AuditReport) Err() error {
 	if len(r.Problems) == 0 {
 		return nil
 	}
-	var all []string
-	for _, p := range r.Problems {
-		all = append(all, fmt.Sprintf("%s line %d: %s", p.File, p.Line, p.Message))
-	}
-	return fmt.Errorf("audit log: %w: %s", ErrDamaged, strings.Join(all, "; "))
+	p := r.Problems[0]
+	return fmt.Errorf("%w: %s line %d: %s", ErrAudit, p.File, p.Line, p.Message)
 }
 
 // auditHeadNote is the name of the note that says how far the log goes.

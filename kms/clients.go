@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -180,6 +179,3 @@ func (r *registry) admit(cert *x509.Certificate) error {
 	}
 	return nil
 }
-
-// administrator is who the audit log says has changed the registry.
-func administrator() string { return fmt.Sprintf("uid %d", os.Getuid()) }

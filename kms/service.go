@@ -3,6 +3,8 @@ package kms
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
@@ -88,3 +90,6 @@ func (s *server) report(operation, client string, err error) error {
 	}
 	return errors.Join(err, s.audit.append([]auditEntry{e}))
 }
+
+// administrator is who the audit log says has changed something.
+func administrator() string { return fmt.Sprintf("uid %d", os.Getuid()) }
