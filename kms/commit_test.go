@@ -162,11 +162,11 @@ func name1(value string) name { return name{value, 1} }
 
 func hasNote(t *testing.T, x *tx, name string) bool {
 	t.Helper()
-	ok, err := x.getNote(clientsBucket, name, new(int))
-	if err != nil {
+	value := 0
+	if err := x.getNote(clientsBucket, name, &value); err != nil {
 		t.Fatal(err)
 	}
-	return ok
+	return value != 0
 }
 
 // TestPanicFailsTheCommit: nobody knows what a panic left behind.
