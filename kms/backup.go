@@ -223,6 +223,13 @@ func dropCache(path string) error {
 // for Init, whole or not at all. It fails with ErrPassphrase, ErrDamaged,
 // ErrVersion or ErrExists.
 func (h Home) Restore(path string, passphrase *secret.Buffer) error {
+	resumed, err := h.resume()
+	if resumed && err == nil {
+		err = fmt.Errorf("%s: %w: what an interrupted init or restore had begun has now been finished", h.Dir, ErrExists)
+	}
+	if err != nil {
+		return err
+	}
 	if err := h.refuseExisting(); err != nil {
 		return err
 	}

@@ -61,6 +61,10 @@ const (
 	configFile     = "config.yaml"
 	rootKeyEntry   = "kms/" + rootKeyFile
 
+	// unpublishedFolder is there from the moment when there is a key manager to
+	// the one when its clients' files are in their places, which it holds.
+	unpublishedFolder = "unpublished"
+
 	maxSmallFile = 1 << 20 // bytes, of every file but the store
 )
 
@@ -124,10 +128,13 @@ func (h Home) place(name string) string {
 // config.yaml. It fails with ErrExists, having changed nothing, if any of
 // these files is there. Nothing else ever makes a key manager, save Restore.
 //
-// The home appears whole or not at all, config.yaml last. Only a crash while
-// the files are being published can leave a part of it, which the next Init
-// refuses.
+// The home appears whole or not at all. If the process is killed on the way,
+// there is nothing, or what is there makes a whole of it when Init is called
+// again.
 func (h Home) Init(configYAML []byte) error {
+	if resumed, err := h.resume(); resumed || err != nil {
+		return err
+	}
 	root, err := secret.Random(rootKeySize)
 	if err != nil {
 		return err
@@ -169,13 +176,29 @@ func (h Home) install(files contents, makeStore func(staged Home) error) error {
 	if err := makeFolder(h.ConfigDir()); err != nil {
 		return err
 	}
+	// From here on there is a key manager.
 	if err := publishFolder(tmp, h.Dir); err != nil {
 		return err
 	}
-	if err := h.publishConfig(files); err != nil {
-		return errors.Join(err, os.RemoveAll(h.Dir))
+	if err := h.publishConfig(writeNew); err != nil {
+		return errors.Join(err, h.takeBack())
 	}
 	return nil
+}
+
+// takeBack removes Dir at once, and what was in it after that.
+func (h Home) takeBack() error {
+	tmp := durable.TempName(filepath.Clean(h.Dir))
+	return errors.Join(os.Rename(h.Dir, tmp), os.RemoveAll(tmp))
+}
+
+// resume finishes an Init or Restore that was interrupted when there was a key
+// manager already, and tells whether there was one.
+func (h Home) resume() (bool, error) {
+	if !exists(h.path(unpublishedFolder)) {
+		return false, nil
+	}
+	return true, h.publishConfig(writeSame)
 }
 
 // refuseExisting names the first file in the way. An empty Dir is not.
@@ -218,16 +241,27 @@ func (h Home) stage(files contents, makeStore func(staged Home) error) (tmp stri
 	return tmp, nil
 }
 
+// fill writes the files, those of the configuration into unpublishedFolder.
 func (h Home) fill(files contents, makeStore func(staged Home) error) error {
+	if err := os.Mkdir(h.path(unpublishedFolder), 0o700); err != nil {
+		return err
+	}
 	for name, data := range files {
-		if filepath.Dir(name) != "kms" {
-			continue
+		path := h.place(name)
+		if filepath.Dir(name) == "config" {
+			path = h.unpublished(name)
 		}
-		if err := os.WriteFile(h.place(name), data, 0o600); err != nil {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
 			return err
 		}
 	}
 	return makeStore(h)
+}
+
+// unpublished gives the place of a file of the configuration while it has not
+// got to its own.
+func (h Home) unpublished(name string) string {
+	return filepath.Join(h.path(unpublishedFolder), filepath.Base(name))
 }
 
 // makeFolder makes a folder that is not there, and its parents, durably.
@@ -255,7 +289,7 @@ func publishFolder(tmp, dir string) error {
 
 // publishConfig writes the configuration's files in the order of homeFiles, and
 // takes back what it wrote if one of them fails.
-func (h Home) publishConfig(files contents) (err error) {
+func (h Home) publishConfig(write func(path string, data []byte) error) (err error) {
 	var done []string
 	defer func() {
 		if err != nil {
@@ -266,12 +300,21 @@ func (h Home) publishConfig(files contents) (err error) {
 		if filepath.Dir(name) != "config" {
 			continue
 		}
-		if err := writeNew(h.place(name), files[name]); err != nil {
+		data, err := readSmall(h.unpublished(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // all were in their places before one went from here
+		}
+		if err != nil {
+			return err
+		}
+		err = write(h.place(name), data)
+		secret.Wipe(data)
+		if err != nil {
 			return err
 		}
 		done = append(done, h.place(name))
 	}
-	return nil
+	return os.RemoveAll(h.path(unpublishedFolder))
 }
 
 func removeAll(paths []string) {
@@ -295,6 +338,15 @@ func writeNew(path string, data []byte) error {
 		return refused(path)
 	}
 	return err
+}
+
+// writeSame is writeNew for a file that may be there with the same content.
+func writeSame(path string, data []byte) error {
+	there, err := readSmall(path)
+	if err != nil || !bytes.Equal(there, data) {
+		return writeNew(path, data)
+	}
+	return nil
 }
 
 // read loads the files of the home except root.key; they hold keys and must be

@@ -22,18 +22,47 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// serveEnv makes the test binary a key manager: it serves the home below that
-// folder and prints its address.
-const serveEnv = "VMCRYPT_TEST_SERVE"
+// These make the test binary do something to the home below a folder, so that it
+// can be killed: serve it and print the address, make it, give it new root keys
+// for ever.
+const (
+	serveEnv  = "VMCRYPT_TEST_SERVE"
+	initEnv   = "VMCRYPT_TEST_INIT"
+	rotateEnv = "VMCRYPT_TEST_ROTATE"
+)
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
-	if dir := os.Getenv(serveEnv); dir != "" {
-		err := homeIn(dir).Serve(context.Background(), "127.0.0.1:0", func(a net.Addr) { fmt.Println(a) })
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	for env, act := range map[string]func(Home) error{serveEnv: serveForEver, initEnv: initOnce, rotateEnv: rotateForEver} {
+		if dir := os.Getenv(env); dir != "" {
+			fmt.Fprintln(os.Stderr, act(homeIn(dir)))
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
+}
+
+func serveForEver(h Home) error {
+	return h.Serve(context.Background(), "127.0.0.1:0", func(a net.Addr) { fmt.Println(a) })
+}
+
+func initOnce(h Home) error {
+	fmt.Println("init")
+	if err := h.Init([]byte("# test\n")); err != nil {
+		return err
+	}
+	fmt.Println("done")
+	os.Exit(0)
+	return nil
+}
+
+func rotateForEver(h Home) error {
+	for {
+		if err := h.RotateRoot(context.Background()); err != nil {
+			return err
+		}
+		fmt.Println("rotated")
+	}
 }
 
 func homeIn(dir string) Home {

@@ -66,8 +66,12 @@ func (h Home) rotate(s *store, k *keeper) error {
 	if err := h.writeNext(k, root); err != nil {
 		return err
 	}
-	if err := s.rotate(root); err != nil {
-		return errors.Join(err, h.dropNext(s))
+	err = s.rotate(root)
+	if err != nil && s.committer.failed == nil { // nothing was sealed under it
+		return errors.Join(err, os.Remove(h.path(nextRootKeyFile)))
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.keepBy(k); err != nil {
 		return err
@@ -92,25 +96,17 @@ func (h Home) promoteNext() error {
 	return durable.SyncDir(h.Dir)
 }
 
-// dropNext removes a new root key that nothing was sealed under. Once a commit
-// has failed nobody knows that.
-func (h Home) dropNext(s *store) error {
-	if s.committer.failed != nil {
-		return nil
-	}
-	return os.Remove(h.path(nextRootKeyFile))
-}
-
 // finishRotation cleans up after a rotation that was interrupted. The caller
 // has opened the store for writing, under the root key in the file name.
 func (h Home) finishRotation(name string) error {
 	if name == nextRootKeyFile {
 		return h.promoteNext()
 	}
-	if err := os.Remove(h.path(nextRootKeyFile)); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Remove(h.path(nextRootKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // rotate seals everything anew under root. The caller has the committer's turn.

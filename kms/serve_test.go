@@ -1,7 +1,6 @@
 package kms
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -11,7 +10,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -402,74 +400,4 @@ func TestPanicEndsOnlyItsConnection(t *testing.T) {
 		t.Error("got an answer")
 	}
 	<-done
-}
-
-// killRounds is how often the server is killed. The interval between rounds is
-// different each time.
-const killRounds = 8
-
-// TestKill: after kill -9 under load every acknowledged key is there.
-func TestKill(t *testing.T) {
-	h := newHome(t)
-	acknowledged := map[string]string{}
-	for round := range killRounds {
-		child := startChild(t, h)
-		time.AfterFunc(time.Duration(20+37*round)*time.Millisecond, func() { _ = child.Process.Kill() })
-		maps.Copy(acknowledged, createUntilKilled(t, h, round))
-		_ = child.Wait() // killed
-	}
-	if len(acknowledged) == 0 {
-		t.Fatal("no key was made")
-	}
-	t.Logf("%d keys over %d rounds", len(acknowledged), killRounds)
-	checkStore(t, h)
-	c := dial(t, h)
-	defer c.conn.Close()
-	for id, key := range acknowledged {
-		if c.get(id) != key {
-			t.Errorf("key %s changed", id)
-		}
-	}
-}
-
-// startChild serves the home from a process of its own.
-func startChild(t *testing.T, h Home) *exec.Cmd {
-	t.Helper()
-	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), serveEnv+"="+h.ConfigDir())
-	child.Stderr = os.Stderr
-	out, err := child.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = child.Process.Kill() })
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("server process: %v", err)
-	}
-	return child
-}
-
-// createUntilKilled makes keys until the server is gone and returns those that
-// it acknowledged. Half of them are read back as well.
-func createUntilKilled(t *testing.T, h Home, round int) map[string]string {
-	t.Helper()
-	keys := map[string]string{}
-	c, err := dialErr(t, h)
-	if err != nil {
-		return keys // killed before we came
-	}
-	defer c.conn.Close()
-	for i := 0; ; i++ {
-		name := fmt.Sprintf("%d.%d", round, i)
-		out, err := c.roundTrip(c.message(items(
-			kmip14.OperationCreate, createRequest(nameAttribute(name)), kmip14.OperationGet, &kmipwire.GetRequest{})...))
-		if err != nil {
-			return keys
-		}
-		got := payloadOf[kmipwire.GetResponse](t, out.BatchItem[1])
-		keys[got.UniqueIdentifier] = string(got.SymmetricKey.KeyBlock.KeyValue.KeyMaterial)
-	}
 }
