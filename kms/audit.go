@@ -76,7 +76,8 @@ func headAt(sequence uint64, line []byte) auditHead {
 // auditLog appends to the log. One process at a time has it, as it has the
 // store.
 type auditLog struct {
-	dir string
+	dir  string
+	full int64 // auditFull, but for tests
 
 	mu   sync.Mutex
 	next *auditGroup // that entries can still join
@@ -186,7 +187,7 @@ func clip(s string) string { return s[:min(len(s), maxAuditText)] }
 
 // rotate begins a new file if this one is full.
 func (l *auditLog) rotate() error {
-	if l.size < auditFull {
+	if l.size < l.full {
 		return nil
 	}
 	f, err := l.succeed()
@@ -240,7 +241,7 @@ func (h Home) openAudit(known auditHead) (*auditLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &auditLog{dir: h.Dir, file: f}
+	l := &auditLog{dir: h.Dir, full: auditFull, file: f}
 	if err := l.resume(known); err != nil {
 		f.Close()
 		return nil, err

@@ -16,7 +16,7 @@ const (
 	maxAuditProblem = 20       // reported
 )
 
-// ErrAudit: the audit log is not as it was written.
+// ErrAudit says that the audit log is not as it was written.
 var ErrAudit = errors.New("the audit log was changed")
 
 // AuditReport is what a check of the audit log finds.

@@ -73,7 +73,7 @@ func (h Home) serveOne(s *store) (net.Conn, error) {
 	conn := &localConn{Conn: client, closed: make(chan struct{})}
 	go func() {
 		defer close(conn.closed)
-		defer srv.close() //nolint:errcheck // what matters is on disk
+		defer srv.close()
 		srv.handle(context.Background(), remote)
 	}()
 	return conn, nil

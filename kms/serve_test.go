@@ -349,14 +349,7 @@ func (l *failingListener) Accept() (net.Conn, error) {
 // ends.
 func newTestServer(t *testing.T, h Home) *server {
 	t.Helper()
-	s, err := h.open(forWriting, storeWait)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv, err := h.newServer(s, localTimeouts)
-	if err != nil {
-		t.Fatal(errors.Join(err, s.close()))
-	}
+	srv := startServer(t, h)
 	t.Cleanup(func() {
 		if err := srv.close(); err != nil {
 			t.Error(err)
