@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/kms"
 )
 
 func initCommand() *cli.Command {
@@ -18,6 +19,8 @@ func initCommand() *cli.Command {
 			"with \"vmcrypt kms backup\".",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Value: "127.0.0.1:5696", Usage: "`HOST:PORT` that \"vmcrypt kms serve\" will listen on"},
+			rootKeyFlag(string(kms.RootKeyFile)),
+			rootPassphraseFlag(),
 		},
 		Action: initialise,
 	})
@@ -31,7 +34,7 @@ func initialise(c *cli.Context) error {
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return usageError{fmt.Errorf("--address %q is no HOST:PORT: %w", address, err)}
 	}
-	home, file, err := locate(c)
+	home, file, err := keeping(c)
 	if err != nil {
 		return err
 	}
@@ -39,9 +42,9 @@ func initialise(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir})
+		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir, "rootKey": string(home.RootKey)})
 	}
 	fmt.Fprintf(c.App.Writer, "made the key manager %s and its configuration %s\n", home.Dir, file)
 	fmt.Fprintln(c.App.Writer, backupDue)
-	return nil
+	return warnOfBareRootKey(c, home)
 }

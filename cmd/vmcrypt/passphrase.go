@@ -29,6 +29,11 @@ func newPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if err != nil || !typed(c) {
 		return first, err
 	}
+	return confirmed(first)
+}
+
+// confirmed has a passphrase typed once more, and destroys it if that differs.
+func confirmed(first *secret.Buffer) (*secret.Buffer, error) {
 	second, err := prompt("the same again: ")
 	if err != nil {
 		first.Destroy()
@@ -48,16 +53,11 @@ func askPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if typed(c) {
 		return prompt("passphrase of the backup: ")
 	}
-	in := os.Stdin
-	if name := c.String("passphrase-file"); name != "" && name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
+	file := c.String("passphrase-file")
+	if file == "" {
+		file = "-"
 	}
-	return readPassphrase(in)
+	return passphraseFrom(file)
 }
 
 // typed says whether the passphrase comes from a person at the terminal.
