@@ -49,8 +49,11 @@ with client.ProxyKmipClient(
     assert locate(c, name) == [uid]
     assert uid in c.locate()
     assert locate(c, "no such key") == []
-    assert attributes(c, uid)["State"].value == enums.State.ACTIVE
-    assert uid == str(attributes(c, uid)["Unique Identifier"])
+    # By name but in 1.1: the client cannot decode a Digest without a key format
+    # (1.0) nor an Original Creation Date (since 1.2).
+    some = attributes(c, uid, None if version == "1.1" else ["State", "Unique Identifier"])
+    assert some["State"].value == enums.State.ACTIVE
+    assert uid == str(some["Unique Identifier"])
     if version != "1.0":
         offered = [str(v) for v in c.proxy.discover_versions().protocol_versions]
         assert version in offered, offered
@@ -68,5 +71,5 @@ with client.ProxyKmipClient(
     c.destroy(uid)
     # By name: the client cannot decode a Revocation Reason.
     assert attributes(c, uid, ["State"])["State"].value == enums.State.DESTROYED_COMPROMISED
-    refused(enums.ResultReason.ILLEGAL_OPERATION, c.get, uid)
+    refused(enums.ResultReason.ITEM_NOT_FOUND, c.get, uid)
 print("ok")
