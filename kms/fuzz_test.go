@@ -130,3 +130,27 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSealedRootKey reads what somebody who can write the folder may put there.
+func FuzzSealedRootKey(f *testing.F) {
+	words := passphrases{RootKeyPassphrase: {words: passphrase(f, "words")}}
+	k, err := newKeeper(RootKeyPassphrase, words[RootKeyPassphrase].words, cheap)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := k.format(passphrase(f, "0123456789abcdef0123456789abcdef"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:sealedHeader])
+	f.Fuzz(func(t *testing.T, data []byte) {
+		k, err := parseSealed(data)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(k.header(), data[:sealedHeader]) || k.kdf.Cost.check() != nil {
+			t.Errorf("accepted %+v", k.kdf)
+		}
+	})
+}

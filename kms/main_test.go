@@ -33,6 +33,7 @@ const (
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	rootKeyCost = cheap
 	for env, act := range map[string]func(Home) error{serveEnv: serveForEver, initEnv: initOnce, rotateEnv: rotateForEver} {
 		if dir := os.Getenv(env); dir != "" {
 			fmt.Fprintln(os.Stderr, act(homeIn(dir)))

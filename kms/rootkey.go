@@ -37,6 +37,9 @@ const (
 	sealedSize    = sealedHeader + 12 + rootKeySize + 16 + sha256.Size // bytes in all
 )
 
+// rootKeyCost is what guessing the passphrase of a root key costs.
+var rootKeyCost = defaultCost
+
 var rootUse = use{check: "vmcrypt kms root 1 check", key: "vmcrypt kms root 1 seal"}
 
 // sealedForms are the ways to seal a root key, by their number in root.key.
@@ -180,7 +183,7 @@ func (k *kept) destroy() {
 }
 
 // openRootKey reads a root.key of either kind.
-func openRootKey(text []byte, w passphrases) (*kept, error) {
+func openRootKey(text []byte, p passphrases) (*kept, error) {
 	if !bytes.HasPrefix(text, []byte(sealedMagic)) {
 		root, err := parseRootKey(text)
 		return &kept{root: root, keeper: &keeper{form: RootKeyFile}}, err
@@ -189,7 +192,10 @@ func openRootKey(text []byte, w passphrases) (*kept, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := k.kdf.open(w[k.form], rootUse)
+	if err := p[k.form].err; err != nil {
+		return nil, fmt.Errorf("it is sealed (%s): %w", k.form, err)
+	}
+	key, err := k.kdf.open(p[k.form].words, rootUse)
 	if err != nil {
 		return nil, err
 	}
@@ -218,11 +224,17 @@ func (k *keeper) unseal(sealed []byte) (*secret.Buffer, error) {
 }
 
 // passphrases holds what root.key may be sealed under, by the way it is kept.
-type passphrases map[RootKey]*secret.Buffer
+type passphrases map[RootKey]answer
+
+// answer is a passphrase, or why there is none.
+type answer struct {
+	words *secret.Buffer
+	err   error
+}
 
 func (p passphrases) destroy() {
-	for _, b := range p {
-		b.Destroy()
+	for _, a := range p {
+		a.words.Destroy()
 	}
 }
 
@@ -242,8 +254,9 @@ func (h Home) RootKeyForm() (RootKey, error) {
 
 // passphrases asks for what it takes to open root.key, and the root key that was
 // to follow it when a rotation was interrupted. It looks at no more than their
-// forms: what is wrong with them is found where they are opened.
-func (h Home) passphrases() (passphrases, error) {
+// forms: what is wrong with them, or with the answers, matters where they are
+// opened.
+func (h Home) passphrases() passphrases {
 	p := passphrases{}
 	for _, name := range rootKeyFiles {
 		text, err := h.readRootKey(name)
@@ -252,16 +265,13 @@ func (h Home) passphrases() (passphrases, error) {
 		}
 		form, err := rootKeyForm(text)
 		secret.Wipe(text)
-		if err != nil || form == RootKeyFile || p[form] != nil {
+		if _, asked := p[form]; asked || err != nil || form == RootKeyFile {
 			continue
 		}
-		if p[form], err = h.ask(form, false); err != nil {
-			delete(p, form)
-			p.destroy()
-			return nil, fmt.Errorf("%s is sealed (%s): %w", h.path(name), form, err)
-		}
+		words, err := h.ask(form, false)
+		p[form] = answer{words, err}
 	}
-	return p, nil
+	return p
 }
 
 // ask gets the passphrase that the root key is, or is to be, sealed under.
@@ -286,7 +296,7 @@ func (h Home) newKeeper() (*keeper, error) {
 		return nil, err
 	}
 	defer passphrase.Destroy()
-	return newKeeper(h.RootKey, passphrase, defaultCost)
+	return newKeeper(h.RootKey, passphrase, rootKeyCost)
 }
 
 // rootKeys opens root.key and, if a rotation was interrupted, the root key that

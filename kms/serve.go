@@ -77,10 +77,7 @@ func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error
 			return nil, running, nil
 		}
 		if p == nil {
-			var err error
-			if p, err = h.passphrases(); err != nil {
-				return nil, nil, err
-			}
+			p = h.passphrases()
 		}
 		s, err := h.openWith(p, mode, storePoll)
 		if !errors.Is(err, ErrBusy) {
@@ -94,10 +91,7 @@ func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error
 
 // open opens the store under the home's root key.
 func (h Home) open(mode openMode, wait time.Duration) (*store, error) {
-	p, err := h.passphrases()
-	if err != nil {
-		return nil, err
-	}
+	p := h.passphrases()
 	defer p.destroy()
 	return h.openWith(p, mode, wait)
 }
