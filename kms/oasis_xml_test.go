@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/big"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,6 +68,9 @@ func newXMLItem(e xml.StartElement) *xmlItem {
 	if i.kind == "Structure" {
 		i.kind = ""
 	}
+	if i.name == "AttributeName" { // some have spaces where a line once ended
+		i.value = strings.Join(strings.Fields(i.value), " ")
+	}
 	return i
 }
 
@@ -97,6 +101,11 @@ func (i *xmlItem) all(name string) []*xmlItem {
 		}
 	}
 	return found
+}
+
+// mentions tells whether a value is in an item or below it.
+func (i *xmlItem) mentions(value string) bool {
+	return i.value == value || slices.ContainsFunc(i.items, func(c *xmlItem) bool { return c.mentions(value) })
 }
 
 var tagsByName = sync.OnceValue(func() map[string]int {
@@ -213,15 +222,19 @@ func parseEnum(text string, names int) (any, error) {
 	return ttlv.Enum(n), err
 }
 
-// parseDate reads a date, or "$NOW", to which seconds may be added.
+// parseDate reads a date, or "$NOW", to which seconds may be added. The two
+// minutes after which a key expires in some cases take two seconds.
 func parseDate(text string) (any, error) {
 	offset, ok := strings.CutPrefix(text, "$NOW")
 	if !ok {
 		return time.Parse(time.RFC3339, text)
 	}
 	now := time.Now().Truncate(time.Second)
-	if offset == "" {
+	switch offset {
+	case "":
 		return now, nil
+	case "+120":
+		return now.Add(2 * time.Second), nil
 	}
 	seconds, err := strconv.Atoi(offset)
 	return now.Add(time.Duration(seconds) * time.Second), err

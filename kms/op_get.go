@@ -72,12 +72,16 @@ func (o *object) content(format kmip14.KeyFormatType, out *kmipwire.GetResponse)
 	return nil
 }
 
-// comesAs tells whether a key can be given in a format: the one that it was
-// registered in and, if it is a symmetric key, those for such keys.
+// comesAs tells whether a key can be given in a format: its bytes as they are,
+// which some clients call Opaque, or, if it is a symmetric key, in a structure.
 func (o *object) comesAs(format kmip14.KeyFormatType) bool {
-	symmetric := o.Type == uint32(kmip14.ObjectTypeSymmetricKey) &&
-		(format == kmip14.KeyFormatTypeRaw || format == kmip14.KeyFormatTypeTransparentSymmetricKey)
-	return symmetric || uint32(format) == o.format()
+	switch format {
+	case kmip14.KeyFormatTypeRaw, kmip14.KeyFormatTypeOpaque:
+		return true
+	case kmip14.KeyFormatTypeTransparentSymmetricKey:
+		return o.Type == uint32(kmip14.ObjectTypeSymmetricKey)
+	}
+	return false
 }
 
 // served notes that a client has the object: it is no longer fresh.
