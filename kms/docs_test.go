@@ -93,3 +93,31 @@ func TestDocumentedAttributes(t *testing.T) {
 		t.Errorf("docs/kmip.md: %q\nserver: %q", documented, known)
 	}
 }
+
+// TestDocumentedLimits compares the table of docs/kmip.md with the constants.
+func TestDocumentedLimits(t *testing.T) {
+	l := serverLimits
+	want := map[string]string{
+		"message":                           fmt.Sprintf("%d MiB, nested %d deep", kmipwire.MaxMessage>>20, kmipwire.MaxDepth),
+		"operations in a message":           fmt.Sprint(maxBatch),
+		"objects in an answer to Locate":    fmt.Sprint(maxLocated),
+		"names and attribute names":         fmt.Sprintf("%d bytes", maxText),
+		"value of an attribute":             fmt.Sprintf("%d KiB", maxValue>>10),
+		"instances of an attribute":         fmt.Sprint(maxInstances),
+		"secret data and opaque objects":    fmt.Sprintf("%d KiB", maxMaterial>>10),
+		"TLS handshake":                     fmt.Sprintf("%.0f s", serverTimeouts.Handshake.Seconds()),
+		"a message from first to last byte": fmt.Sprintf("%.0f s", serverTimeouts.Message.Seconds()),
+		"wait for the next message":         fmt.Sprintf("%.0f min", serverTimeouts.Idle.Minutes()),
+		"connections":                       fmt.Sprintf("%d; of one client %d, of one address %d, in handshakes %d", l.connections, l.perClient, l.perAddress, l.handshakes),
+		"messages being answered":           fmt.Sprintf("%d, of one client %d", l.requests, l.requestsPerClient),
+	}
+	for _, row := range docsTable(t, "limit")[1:] {
+		if row[1] != want[row[0]] {
+			t.Errorf("%s: docs/kmip.md says %s, want %s", row[0], row[1], want[row[0]])
+		}
+		delete(want, row[0])
+	}
+	if len(want) > 0 {
+		t.Errorf("docs/kmip.md does not have %v", want)
+	}
+}
