@@ -14,7 +14,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// The format of a backup is described at the package.
+// The format of a backup is described in docs/format.md.
 const (
 	backupMagic   = "VMCRKMSB"
 	backupVersion = 1

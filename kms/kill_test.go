@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
+	"github.com/gemalto/kmip-go/ttlv"
 	"github.com/google/uuid"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
@@ -134,6 +135,9 @@ func (k *killTest) useHome() {
 		k.killServe()
 		k.check()
 	}
+	if _, err := k.home.VerifyAudit(context.Background()); err != nil {
+		k.Errorf("round %d: %v", k.round, err)
+	}
 	if err := os.RemoveAll(k.home.ConfigDir()); err != nil {
 		k.Fatal(err)
 	}
@@ -234,7 +238,7 @@ func (k *killTest) must(out *kmipwire.ResponseMessage, err error) ([]kmipwire.Re
 
 func (k *killTest) create(c *client, name string) (uuid.UUID, error) {
 	answers, err := k.must(c.roundTrip(c.message(items(
-		kmip14.OperationCreate, createRequest(nameAttribute(name)), kmip14.OperationGet, &kmipwire.GetRequest{})...)))
+		kmip14.OperationCreate, createRequest(nameAttribute(name), attribute1(versionAttribute, "0")), kmip14.OperationGet, &kmipwire.GetRequest{})...)))
 	if err != nil {
 		return uuid.Nil, err
 	}
@@ -313,13 +317,15 @@ func TestKillRotation(t *testing.T) {
 	t.Logf("%d kills, %d new root keys", rounds, rotated+rounds)
 }
 
-// change activates a key, the first time, and after that does nothing.
+// versionAttribute is what clients change.
+const versionAttribute = "x-version"
+
+// change has the attribute say the next version of a key.
 func (k *killTest) change(c *client, id uuid.UUID, version int) error {
-	if version > 1 {
-		return nil
-	}
-	_, err := k.must(c.roundTrip(c.message(items(
-		kmip14.OperationActivate, &kmipwire.ActivateRequest{UniqueIdentifier: id.String()})...)))
+	_, err := k.must(c.roundTrip(c.message(items(kmip14.OperationModifyAttribute, &kmipwire.ModifyAttributeRequest{
+		UniqueIdentifier: id.String(),
+		Attribute:        attribute1(versionAttribute, strconv.Itoa(version)),
+	})...)))
 	if err != nil {
 		return err
 	}
@@ -330,9 +336,16 @@ func (k *killTest) change(c *client, id uuid.UUID, version int) error {
 	return nil
 }
 
+// versionOf is -1 if the key has none.
 func versionOf(o *object) int {
-	if kmip14.State(o.State) == kmip14.StateActive {
-		return 1
+	for _, a := range o.Others {
+		if a.Name != versionAttribute {
+			continue
+		}
+		text, _ := ttlv.TTLV(a.Value).Value().(string)
+		if n, err := strconv.Atoi(text); err == nil {
+			return n
+		}
 	}
-	return 0
+	return -1
 }

@@ -26,7 +26,7 @@ const (
 	RootKeySystemd    RootKey = "systemd"    // likewise, under one that systemd hands to the service as a credential
 )
 
-// The formats of root.key are described at the package.
+// The formats of root.key are described in docs/format.md.
 const (
 	rootKeySize  = 32 // bytes
 	rootKeyMagic = "vmcrypt-kms-root-key-1\n"

@@ -14,7 +14,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// schemaVersion is the version of the store's format, described at the package.
+// schemaVersion is the version of the store's format, described in docs/format.md.
 const schemaVersion = 2
 
 // sealer holds what is derived from a root key for one store.

@@ -17,7 +17,7 @@ import (
 )
 
 // credentialName is the systemd credential that a root key can be sealed under.
-const credentialName = "vmcrypt-kms"
+const credentialName = "vmcrypt-kms" //nolint:gosec // a name
 
 // bareRootKey is the one line that says so.
 const bareRootKey = "the root key lies bare in %s/root.key: who has that folder has every key; \"vmcrypt kms rotate-root --root-key passphrase\" seals it"
@@ -26,7 +26,7 @@ const bareRootKey = "the root key lies bare in %s/root.key: who has that folder 
 // a passphrase of its own as well, --passphrase-file is for that.
 const (
 	rootPassphraseFile    = "root-passphrase-file"
-	newRootPassphraseFile = "new-root-passphrase-file"
+	newRootPassphraseFile = "new-root-passphrase-file" //nolint:gosec // a flag
 )
 
 func rootKeyFlag(value string) cli.Flag {
