@@ -109,6 +109,18 @@ func FuzzAnswer(f *testing.F) {
 		c.message(items(kmip14.OperationLocate, &kmipwire.LocateRequest{Attribute: []kmipwire.Attribute{nameAttribute("n")}}, kmip14.OperationActivate, &kmipwire.ActivateRequest{})...),
 		c.message(items(kmip14.OperationRevoke, revokeRequest(id, 1), kmip14.OperationDestroy, &kmipwire.DestroyRequest{UniqueIdentifier: id})...),
 		c.message(items(kmip14.OperationDiscoverVersions, &kmipwire.DiscoverVersionsRequest{}, kmip14.OperationQuery, &kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{1, 2, 3}})...),
+		c.message(items(kmip14.OperationRegister, registerKey(keyBlock(kmip14.KeyFormatTypeTransparentSymmetricKey)),
+			kmip14.OperationAddAttribute, &kmipwire.AddAttributeRequest{Attribute: attribute1("x-a", "1")},
+			kmip14.OperationModifyAttribute, &kmipwire.ModifyAttributeRequest{Attribute: attribute1("x-a", true)},
+			kmip14.OperationDeleteAttribute, &kmipwire.DeleteAttributeRequest{AttributeName: "x-a"},
+			kmip14.OperationGetAttributes, &kmipwire.GetAttributesRequest{},
+			kmip14.OperationGetAttributeList, &kmipwire.GetAttributeListRequest{})...),
+		c.message(items(kmip14.OperationCreate, createRequest(),
+			kmip14.OperationReKey, &kmipwire.ReKeyRequest{}, kmip14.OperationCheck, &kmipwire.CheckRequest{CryptographicUsageMask: 1},
+			kmip14.OperationObtainLease, &kmipwire.ObtainLeaseRequest{},
+			kmip14.OperationArchive, &kmipwire.ArchiveRequest{}, kmip14.OperationRecover, &kmipwire.RecoverRequest{})...),
+		c.message(items(kmip14.OperationRegister, &kmipwire.RegisterRequest{ObjectType: kmip14.ObjectTypeTemplate,
+			Template: &kmipwire.Template{Attribute: []kmipwire.Attribute{nameAttribute("t"), attribute1(kmipwire.AttrContactInformation, "Joe")}}})...),
 	} {
 		msg, err := kmipwire.Marshal(in)
 		if err != nil {

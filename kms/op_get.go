@@ -119,6 +119,7 @@ func (r *request) object(t *tx, id string) (*object, error) {
 	if err != nil || key.String() != id {
 		return nil, notFound(id)
 	}
+	r.subject = id
 	o, err := t.get(key)
 	switch {
 	case errors.Is(err, errNoObject):
@@ -129,7 +130,6 @@ func (r *request) object(t *tx, id string) (*object, error) {
 		o.wipe()
 		return nil, notFound(id)
 	}
-	r.subject = id
 	o.advance(r.now.Unix())
 	return o, nil
 }

@@ -72,7 +72,7 @@ func keptKind(check func(any) bool) kind {
 				return nil, false
 			}
 			text, err := kmipwire.EncodeValue(v)
-			return encoded(text), err == nil && len(text) <= maxValue
+			return encoded(text), err == nil && len(text) > 0 && len(text) <= maxValue
 		},
 		encode: func(v any) any { return ttlv.TTLV(v.(encoded)) },
 	}

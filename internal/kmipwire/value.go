@@ -13,7 +13,8 @@ import (
 // have different bytes.
 func EncodeValue(v any) ([]byte, error) {
 	if structure, ok := v.(ttlv.TTLV); ok {
-		return bytes.Clone(structure), nil
+		// kmip-go leaves on it whatever follows it in the attribute.
+		return bytes.Clone(structure[:structure.FullLen()]), nil
 	}
 	var out bytes.Buffer
 	if err := ttlv.NewEncoder(&out).EncodeValue(kmip14.TagAttributeValue, v); err != nil {
