@@ -17,9 +17,12 @@
 // # Operations
 //
 // The server speaks KMIP 1.0 to 1.4 (OASIS) and answers each request in its own
-// version: Discover Versions, Query, Create (AES), Get (Raw), Get Attributes,
-// Locate, Activate, Revoke, Destroy. A name belongs to one object for ever.
-// Every change is on disk before it is acknowledged.
+// version, with what that version defines; docs/kmip.md says what there is.
+// An object belongs to the client whose certificate made it, and is unknown to
+// all others. A name belongs to one object of a client until it is taken from
+// it: by Re-key, which gives it to the new key, or by the client. A destroyed
+// object keeps its attributes, names among them. Dates change states when they
+// come. Every change is on disk before it is acknowledged.
 //
 // # Store
 //

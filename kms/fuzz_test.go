@@ -3,10 +3,12 @@ package kms
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"testing"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/google/uuid"
+	"go.etcd.io/bbolt"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
@@ -130,6 +132,7 @@ func FuzzAnswer(f *testing.F) {
 	}
 	e := newEngine(s)
 	f.Fuzz(func(t *testing.T, msg []byte) {
+		forget(t, s)
 		response, _ := e.answer(bytes.Clone(msg), "fuzz")
 		var out kmipwire.ResponseMessage
 		if err := kmipwire.Unmarshal(response, &out); err != nil || len(out.BatchItem) == 0 {
@@ -141,6 +144,30 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// forget empties a store of more than a few objects: Locate looks at them all.
+func forget(t *testing.T, s *store) {
+	t.Helper()
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if tx.Bucket(objectsBucket).Sequence() < 200 {
+			return errUnchanged
+		}
+		for _, name := range [][]byte{objectsBucket, namesBucket} {
+			if err := errors.Join(tx.DeleteBucket(name), create(tx, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errUnchanged) {
+		t.Fatal(err)
+	}
+}
+
+func create(tx *bbolt.Tx, bucket []byte) error {
+	_, err := tx.CreateBucket(bucket)
+	return err
 }
 
 // FuzzSealedRootKey reads what somebody who can write the folder may put there.
