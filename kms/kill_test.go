@@ -162,16 +162,26 @@ func (k *killTest) killInit() {
 	}
 }
 
-// killServe serves the home for a while, which may be too short to start.
+// killServe serves the home for a while; every sixth time it is a short while
+// from the start of the process, so that it may not come to serve.
 func (k *killTest) killServe() {
 	k.round++
 	p := start(k.T, serveEnv, k.home)
-	p.killAfter(time.Duration(3+rand.IntN(170)) * time.Millisecond)
+	early := k.round%6 == 0
+	if early {
+		p.killAfter(time.Duration(3+rand.IntN(60)) * time.Millisecond)
+	}
 	address, err := p.line()
 	if err != nil {
-		k.inStart++
 		p.wait(k.T)
+		if !early {
+			k.Fatalf("it does not serve: %v: %s", err, p.stderr.String())
+		}
+		k.inStart++
 		return
+	}
+	if !early {
+		p.killAfter(time.Duration(5+rand.IntN(120)) * time.Millisecond)
 	}
 	var clients sync.WaitGroup
 	for i := range killClients {

@@ -58,6 +58,9 @@ func (h Home) rotate(s *store, k *keeper) error {
 	if k == nil {
 		k = s.keeper
 	}
+	if err := h.settleRootKey(s); err != nil {
+		return err
+	}
 	root, err := secret.Random(rootKeySize)
 	if err != nil {
 		return err
@@ -73,10 +76,11 @@ func (h Home) rotate(s *store, k *keeper) error {
 	if err != nil {
 		return err
 	}
+	s.keyFile = nextRootKeyFile
 	if err := s.keepBy(k); err != nil {
 		return err
 	}
-	return h.promoteNext()
+	return h.settleRootKey(s)
 }
 
 func (h Home) writeNext(k *keeper, root *secret.Buffer) error {
@@ -88,25 +92,22 @@ func (h Home) writeNext(k *keeper, root *secret.Buffer) error {
 	return durable.WriteFile(h.path(nextRootKeyFile), text, 0o600)
 }
 
-// promoteNext puts the new root key in the place of the old one.
-func (h Home) promoteNext() error {
-	if err := os.Rename(h.path(nextRootKeyFile), h.path(rootKeyFile)); err != nil {
+// settleRootKey ends a rotation, which may have been interrupted: the root key
+// that the store is sealed under gets the name root.key, and the other one goes.
+// The caller has the committer's turn, or the store to itself.
+func (h Home) settleRootKey(s *store) error {
+	if s.keyFile != nextRootKeyFile {
+		err := os.Remove(h.path(nextRootKeyFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		return err
 	}
+	if err := os.Rename(h.path(nextRootKeyFile), h.path(rootKeyFile)); err != nil {
+		return fmt.Errorf("the new root key is in effect, but stays in %s: %w", h.path(nextRootKeyFile), err)
+	}
+	s.keyFile = rootKeyFile
 	return durable.SyncDir(h.Dir)
-}
-
-// finishRotation cleans up after a rotation that was interrupted. The caller
-// has opened the store for writing, under the root key in the file name.
-func (h Home) finishRotation(name string) error {
-	if name == nextRootKeyFile {
-		return h.promoteNext()
-	}
-	err := os.Remove(h.path(nextRootKeyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // rotate seals everything anew under root. The caller has the committer's turn.

@@ -207,6 +207,38 @@ func TestBrokenNextRootKey(t *testing.T) {
 	wantNoNext(t, h)
 }
 
+// TestRootKeyThatCannotBeRenamed: the one that is in effect is never replaced
+// before it is safe in its place.
+func TestRootKeyThatCannotBeRenamed(t *testing.T) {
+	h, keys := filledHome(t)
+	s, err := h.open(forWriting, storeWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(h.path(rootKeyFile)), os.Mkdir(h.path(rootKeyFile), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.rotate(s, nil); err == nil || !strings.Contains(err.Error(), nextRootKeyFile) {
+		t.Errorf("error is %v", err)
+	}
+	next := readBytes(t, h.path(nextRootKeyFile))
+	if err := h.rotate(s, nil); err == nil || !bytes.Equal(next, readBytes(t, h.path(nextRootKeyFile))) {
+		t.Errorf("another rotation: %v", err)
+	}
+	s.close()
+	if s, err = h.open(forReading, storeWait); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	if err := os.Remove(h.path(rootKeyFile)); err != nil {
+		t.Fatal(err)
+	}
+	wantKeys(t, h, keys)
+	wantNoNext(t, h)
+	rotateRoot(t, h)
+	wantKeys(t, h, keys)
+}
+
 func TestFailedRotationChangesNothing(t *testing.T) {
 	h := brokenHome(t)
 	key := readBytes(t, h.path(rootKeyFile))

@@ -105,7 +105,7 @@ func (h Home) openWith(p passphrases, mode openMode, wait time.Duration) (*store
 	if err != nil || mode == forReading {
 		return s, err
 	}
-	if err := h.finishRotation(s.keyFile); err != nil {
+	if err := h.settleRootKey(s); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil

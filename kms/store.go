@@ -39,7 +39,7 @@ type store struct {
 	rotation  sync.RWMutex // held for reading while sealer and data must match
 	sealer    *sealer      // the holder of the committer's turn may read it too
 	keeper    *keeper      // of the root key
-	keyFile   string       // the name of the file that the root key was in
+	keyFile   string       // the name of the file that the root key is in
 }
 
 func newStore(path string) *store {
@@ -283,7 +283,12 @@ func guard(fn func() error) (err error) {
 	return fn()
 }
 
+// close waits for what is being done with the store.
 func (s *store) close() error {
+	s.committer.turn <- struct{}{}
+	defer func() { <-s.committer.turn }()
+	s.rotation.Lock()
+	defer s.rotation.Unlock()
 	if s.sealer != nil {
 		s.sealer.destroy()
 	}
