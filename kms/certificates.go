@@ -32,18 +32,24 @@ type fileVersion struct {
 	mod  time.Time
 }
 
-// serverTLS requires clients to show a certificate of the home's CA that admit
-// has nothing against. It follows the files while the server runs.
-func (h Home) serverTLS(admit func(*x509.Certificate) error) (*tls.Config, error) {
+// certificates requires clients to show a certificate of the home's CA that
+// admit has nothing against.
+func (h Home) certificates(admit func(*x509.Certificate) error) (_ *certificates, err error) {
 	c := &certificates{home: h, admit: admit, version: h.certificateVersion(), checked: time.Now()}
-	var err error
-	if c.config, err = c.read(); err != nil {
-		return nil, err
-	}
+	c.config, err = c.read()
+	return c, err
+}
+
+// tls is the configuration for one connection, which calls greeted when the
+// client has said hello.
+func (c *certificates) tls(greeted func()) *tls.Config {
 	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.current(), nil },
-	}, nil
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			greeted()
+			return c.current(), nil
+		},
+	}
 }
 
 // current gives the configuration for a connection. Files that make no sense,

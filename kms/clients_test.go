@@ -217,7 +217,7 @@ func TestAdmitIsAskedForEveryRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { s.handle(t.Context(), remote); close(done) }()
+	go func() { s.handle(t.Context(), s.guests.enter(t.Context(), remote)); close(done) }()
 	c := &client{t: t, version: newest, conn: kmipwire.NewConn(tls.Client(local, config), kmipwire.DefaultTimeouts)}
 	defer c.conn.Close()
 	if err := c.ping(); err != nil {

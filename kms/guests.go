@@ -15,7 +15,11 @@ import (
 // longest goes, of whoever has most. So nobody can keep others out, and nobody
 // is locked out by connections that died without a word.
 type limits struct {
-	handshakes  int // connections that have not proved yet who they are
+	handshakes int // connections that have not proved yet who they are
+	// grace is what each of those has before it can be put out. While all are
+	// younger, nobody is let in: it is time, and not speed, that a flood of them
+	// competes for.
+	grace       time.Duration
 	connections int // of all clients
 	perAddress  int // generous: many hosts may be behind one address
 	perClient   int
@@ -29,7 +33,8 @@ type limits struct {
 }
 
 var serverLimits = limits{
-	handshakes:  128,
+	handshakes:  1024,
+	grace:       time.Second,
 	connections: 1024,
 	perAddress:  512,
 	perClient:   256,
@@ -81,9 +86,10 @@ type guest struct {
 	share   *share // nil until the handshake is done
 
 	// The following are guarded by guests.mu.
-	client string
-	active time.Time // when it last asked for something
-	busy   bool      // being answered
+	greeted bool // it has begun a TLS handshake
+	client  string
+	active  time.Time // when it last did something
+	busy    bool      // being answered
 }
 
 func newGuests(l limits) *guests {
@@ -96,14 +102,31 @@ func newGuests(l limits) *guests {
 	}
 }
 
-// enter lets a connection in that has yet to prove who it is.
-func (g *guests) enter(conn net.Conn) *guest {
+// enter lets a connection in that has yet to prove who it is. It waits while
+// there is no room, and fails when ctx ends.
+func (g *guests) enter(ctx context.Context, conn net.Conn) *guest {
+	n := &guest{conn: conn, address: addressOf(conn)}
+	for !g.tryEnter(n) {
+		select {
+		case <-time.After(g.grace / 25):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return n
+}
+
+func (g *guests) tryEnter(n *guest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.makeRoom(g.handshakes, unknown, (*guest).host)
-	n := &guest{conn: conn, address: addressOf(conn), active: time.Now()}
+	stale := func(o *guest) bool { return unknown(o) && time.Since(o.active) > g.grace }
+	mute := func(o *guest) bool { return stale(o) && !o.greeted }
+	if g.count(unknown) >= g.handshakes && !g.evict(mute, (*guest).host) && !g.evict(stale, (*guest).host) {
+		return false
+	}
+	n.active = time.Now()
 	g.all[n] = true
-	return n
+	return true
 }
 
 // addressOf is where a connection comes from, without the port.
@@ -117,9 +140,16 @@ func addressOf(conn net.Conn) string {
 
 func unknown(n *guest) bool    { return n.client == "" }
 func known(n *guest) bool      { return n.client != "" }
-func anybody(*guest) bool      { return true }
 func (n *guest) host() string  { return n.address }
 func (n *guest) owner() string { return n.client }
+
+// greet notes that a connection speaks TLS: it is not put out before those that
+// don't.
+func (g *guests) greet(n *guest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n.greeted, n.active = true, time.Now()
+}
 
 // identify notes whose connection it is. It fails if there is no room for it.
 func (g *guests) identify(n *guest, client string) bool {
@@ -128,9 +158,7 @@ func (g *guests) identify(n *guest, client string) bool {
 	own := func(o *guest) bool { return o.client == client }
 	near := func(o *guest) bool { return known(o) && o.address == n.address }
 	ok := g.all[n] &&
-		g.makeRoom(g.perClient, own, (*guest).owner) &&
-		g.makeRoom(g.perAddress, near, (*guest).owner) &&
-		g.makeRoom(g.connections, known, (*guest).owner)
+		g.makeRoom(g.perClient, own) && g.makeRoom(g.perAddress, near) && g.makeRoom(g.connections, known)
 	if !ok {
 		return false
 	}
@@ -146,14 +174,18 @@ func (g *guests) identify(n *guest, client string) bool {
 
 // makeRoom sees to it that fewer than limit connections are in a set. It fails
 // if all are being answered.
-func (g *guests) makeRoom(limit int, in func(*guest) bool, group func(*guest) string) bool {
+func (g *guests) makeRoom(limit int, in func(*guest) bool) bool {
+	return g.count(in) < limit || g.evict(in, (*guest).owner)
+}
+
+func (g *guests) count(in func(*guest) bool) int {
 	n := 0
 	for o := range g.all {
 		if in(o) {
 			n++
 		}
 	}
-	return n < limit || g.evict(in, group)
+	return n
 }
 
 // evict closes a connection of a set, of the largest group in it: the one that
@@ -185,7 +217,7 @@ func (g *guests) evict(in func(*guest) bool, group func(*guest) string) bool {
 func (g *guests) relieve() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.evict(unknown, (*guest).host) || g.evict(anybody, (*guest).owner)
+	return g.evict(known, (*guest).owner) || g.evict(unknown, (*guest).host)
 }
 
 // remove closes a connection, below TLS: its handler finds out.

@@ -74,7 +74,7 @@ func (h Home) serveOne(s *store) (net.Conn, error) {
 	go func() {
 		defer close(conn.closed)
 		defer srv.close()
-		srv.handle(context.Background(), remote)
+		srv.handle(context.Background(), srv.guests.enter(context.Background(), remote))
 	}()
 	return conn, nil
 }

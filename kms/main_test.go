@@ -29,12 +29,13 @@ const (
 	serveEnv  = "VMCRYPT_TEST_SERVE"
 	initEnv   = "VMCRYPT_TEST_INIT"
 	rotateEnv = "VMCRYPT_TEST_ROTATE"
+	fewEnv    = "VMCRYPT_TEST_FEW_FILES" // serve it, short of open files
 )
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	rootKeyCost = cheap
-	for env, act := range map[string]func(Home) error{serveEnv: serveForEver, initEnv: initOnce, rotateEnv: rotateForEver} {
+	for env, act := range map[string]func(Home) error{serveEnv: serveForEver, initEnv: initOnce, rotateEnv: rotateForEver, fewEnv: serveWithFewFiles} {
 		if dir := os.Getenv(env); dir != "" {
 			fmt.Fprintln(os.Stderr, act(homeIn(dir)))
 			os.Exit(1)

@@ -386,7 +386,7 @@ func TestPanicEndsOnlyItsConnection(t *testing.T) {
 	s := newTestServer(t, h)
 	s.engine.operations[kmip14.OperationLocate] = func(*request, []byte) (any, error) { panic("a bug") }
 	done := make(chan struct{})
-	go func() { s.handle(t.Context(), remote); close(done) }()
+	go func() { s.handle(t.Context(), s.guests.enter(t.Context(), remote)); close(done) }()
 	c := &client{t: t, version: newest, conn: kmipwire.NewConn(tls.Client(local, clientTLS(t, h)), kmipwire.DefaultTimeouts)}
 	defer c.conn.Close()
 	if _, err := c.roundTrip(c.message(items(kmip14.OperationLocate, &kmipwire.LocateRequest{})...)); err == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -27,13 +28,13 @@ var serverTimeouts = kmipwire.Timeouts{
 
 // server speaks KMIP over TLS with whoever connects.
 type server struct {
-	engine   *engine
-	clients  *registry
-	audit    *auditLog
-	marked   auditHead // of the audit log, in the store
-	guests   *guests
-	tls      *tls.Config
-	timeouts kmipwire.Timeouts
+	engine       *engine
+	clients      *registry
+	certificates *certificates
+	audit        *auditLog
+	marked       auditHead // of the audit log, in the store
+	guests       *guests
+	timeouts     kmipwire.Timeouts
 }
 
 // serve accepts connections until ctx ends, then lets the requests that have
@@ -47,7 +48,12 @@ func (s *server) serve(ctx context.Context, l net.Listener) {
 		if err != nil {
 			return
 		}
-		connections.Go(func() { s.handle(ctx, conn) })
+		guest := s.guests.enter(ctx, conn)
+		if guest == nil {
+			conn.Close()
+			return
+		}
+		connections.Go(func() { s.handle(ctx, guest) })
 	}
 }
 
@@ -75,8 +81,8 @@ func (s *server) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 }
 
 // handle serves a connection to its end, and closes it.
-func (s *server) handle(ctx context.Context, conn net.Conn) {
-	v := &visit{server: s, guest: s.guests.enter(conn)}
+func (s *server) handle(ctx context.Context, guest *guest) {
+	v := &visit{server: s, guest: guest}
 	defer s.guests.leave(v.guest)
 	defer func() {
 		if r := recover(); r != nil {
@@ -102,12 +108,14 @@ type visit struct {
 
 // introduce finds out who the client is, and tells whether it may stay.
 func (v *visit) introduce(ctx context.Context) bool {
-	t := tls.Server(v.guest.conn, v.tls)
+	raw := &newcomer{v.guest.conn, maxHandshake}
+	t := tls.Server(raw, v.certificates.tls(func() { v.guests.greet(v.guest) }))
 	v.conn = kmipwire.NewConn(t, v.timeouts)
 	if err := v.conn.Handshake(ctx); err != nil {
 		slog.Debug("key manager: TLS handshake failed", "address", v.guest.address, "error", err)
 		return false
 	}
+	raw.left = math.MaxInt
 	v.cert = t.ConnectionState().PeerCertificates[0]
 	v.engine = v.server.engine.reporting(func(entries []auditEntry) error {
 		for i := range entries {
@@ -116,6 +124,25 @@ func (v *visit) introduce(ctx context.Context) bool {
 		return v.audit.append(entries)
 	})
 	return v.guests.identify(v.guest, v.client())
+}
+
+// maxHandshake bounds, in bytes, what a client can send before it has proved who
+// it is. Package tls alone would keep hundreds of KiB.
+const maxHandshake = 32 << 10
+
+// newcomer is a connection that does not take more than left bytes.
+type newcomer struct {
+	net.Conn
+	left int
+}
+
+func (c *newcomer) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errors.New("too long a handshake")
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
 }
 
 func (v *visit) client() string { return v.cert.Subject.CommonName }

@@ -21,7 +21,7 @@ func (h Home) newServer(s *store, t kmipwire.Timeouts) (_ *server, err error) {
 	if srv.clients, err = newRegistry(s); err != nil {
 		return nil, err
 	}
-	if srv.tls, err = h.serverTLS(srv.clients.admit); err != nil {
+	if srv.certificates, err = h.certificates(srv.clients.admit); err != nil {
 		return nil, err
 	}
 	if srv.marked, err = s.auditHead(); err != nil {
