@@ -43,7 +43,8 @@ type Home struct {
 	Config string
 	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
 	// last-backup, audit.log with its former files and, while Serve runs,
-	// control.sock. Nothing else may.
+	// control.sock; for moments, or after a crash, root.key.next and unpublished.
+	// Nothing else may.
 	Dir string
 	// RootKey is how Init, Restore and RotateRoot keep the root key. Empty means
 	// RootKeyFile, to RotateRoot as it was.
