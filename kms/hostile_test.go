@@ -23,7 +23,7 @@ import (
 
 // What a server under attack must keep to.
 const (
-	hostileMemory  = 200 << 20 // bytes, VmHWM of the process
+	hostileMemory  = 200 << 20        // bytes, VmHWM of the process
 	hostileLatency = 10 * time.Second // generous: attackers and server share the machine
 	hostileTime    = 6 * time.Second
 )

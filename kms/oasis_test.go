@@ -93,7 +93,7 @@ func oasisFails(t *testing.T) map[string]string {
 var oasisListed = regexp.MustCompile("^- `(v1\\.[0-4]/[^`]+)`$")
 
 // oasisFolder is where the module that brings the test cases lies.
-func oasisFolder(t *testing.T) string {
+func oasisFolder(t testing.TB) string {
 	t.Helper()
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/ovh/kmip-go").Output()
 	if err != nil {
