@@ -1,186 +1,218 @@
 package kms
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
-	"github.com/gemalto/kmip-go/ttlv"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
 const (
-	maxNames = 16   // of an object
-	maxText  = 1024 // bytes of a name or a message
+	maxInstances = 64  // of an attribute of an object
+	maxOthers    = 256 // instances of attributes that the server only keeps, of an object
 )
 
-// attribute is one that objects have (section 3).
+// leaseTime is for how long a client may use a key without asking again. There
+// is nothing that the server does when it ends.
+const leaseTime = time.Hour
+
+// attribute says what there is to know of an attribute that objects have
+// (section 3). Without get and put it is one that the server only keeps.
 type attribute struct {
-	name string
-	kind kind
-	get  func(*object) []any      // its values, as kind decodes them
-	set  func(*object, any) error // by Create; nil where the server decides
+	name  string
+	since int // the minor version of KMIP 1 that brought it
+	on    objectTypes
+	kind  kind
+	many  bool // an object can have several
+	can   rights
+	// when says whether a client may give an object the value now; nil: always.
+	when func(o *object, value any) bool
+	access
 }
 
-// attributeTable lists the attributes in the order in which they are told.
-var attributeTable = []attribute{
-	{kmipwire.AttrUniqueIdentifier, textKind, func(o *object) []any { return one(o.id.String()) }, nil},
-	{kmipwire.AttrName, nameKind, names, addName},
-	{kmipwire.AttrObjectType, enumKind, func(o *object) []any { return one(o.Type) }, nil},
-	{kmipwire.AttrCryptographicAlgorithm, enumKind, func(o *object) []any { return one(o.Algorithm) },
-		func(o *object, v any) error { return once(&o.Algorithm, v.(uint32)) }},
-	{kmipwire.AttrCryptographicLength, integerKind, func(o *object) []any { return one(int32(o.Length)) },
-		func(o *object, v any) error { return once(&o.Length, int(v.(int32))) }},
-	{kmipwire.AttrCryptographicUsageMask, maskKind, func(o *object) []any { return one(o.UsageMask) },
-		func(o *object, v any) error { return once(&o.UsageMask, v.(int32)) }},
-	{kmipwire.AttrState, enumKind, func(o *object) []any { return one(o.State) }, nil},
-	{kmipwire.AttrInitialDate, dateKind, func(o *object) []any { return date(o.Initial) }, nil},
-	{kmipwire.AttrActivationDate, dateKind, func(o *object) []any { return date(o.Activation) },
-		func(o *object, v any) error { return once(&o.Activation, v.(int64)) }},
-	{kmipwire.AttrDeactivationDate, dateKind, func(o *object) []any { return date(o.Deactivation) }, nil},
-	{kmipwire.AttrDestroyDate, dateKind, func(o *object) []any { return date(o.Destroy) }, nil},
-	{"Compromise Occurrence Date", dateKind, func(o *object) []any { return date(o.CompromiseOccr) }, nil},
-	{kmipwire.AttrCompromiseDate, dateKind, func(o *object) []any { return date(o.Compromise) }, nil},
-	{kmipwire.AttrRevocationReason, revocationKind, revocations, nil},
-	{kmipwire.AttrLastChangeDate, dateKind, func(o *object) []any { return date(o.LastChange) }, nil},
+// access reads and replaces all instances of an attribute.
+type access struct {
+	get func(*object) []instance
+	put func(*object, []instance)
 }
 
-func attributeNamed(name string) *attribute {
+// instance is one of the values that an object has of an attribute. Its index
+// stays the same for life (section 2.1.1).
+type instance struct {
+	index int
+	value any // as kind decodes it
+}
+
+// rights say when a client can set an attribute.
+type rights uint
+
+const (
+	byCreate rights = 1 << iota
+	byRegister
+	byRekey
+	byAdd
+	byModify
+	byDelete
+
+	byMaking = byCreate | byRegister | byRekey
+	byAll    = byMaking | byAdd | byModify | byDelete
+	byServer = rights(0)
+)
+
+// objectTypes is a set of types of objects.
+type objectTypes uint
+
+const (
+	symmetricKeys objectTypes = 1 << kmip14.ObjectTypeSymmetricKey
+	templates     objectTypes = 1 << kmip14.ObjectTypeTemplate
+	secretData    objectTypes = 1 << kmip14.ObjectTypeSecretData
+	opaqueObjects objectTypes = 1 << kmip14.ObjectTypeOpaqueObject
+
+	// cryptographic objects have a state.
+	cryptographic = symmetricKeys | secretData
+	everything    = cryptographic | templates | opaqueObjects
+)
+
+func (t objectTypes) has(objectType uint32) bool { return objectType < 32 && t&(1<<objectType) != 0 }
+
+// attributeNamed finds an attribute that KMIP 1.minor knows. Names with the
+// prefixes of section 3.45 are custom attributes: x- of clients, y- of servers.
+func attributeNamed(name string, minor int) *attribute {
+	if len(name) > maxText {
+		return nil
+	}
 	for i := range attributeTable {
-		if attributeTable[i].name == name {
-			return &attributeTable[i]
+		if a := &attributeTable[i]; a.name == name && a.since <= minor {
+			return a
 		}
+	}
+	switch {
+	case strings.HasPrefix(name, "x-"):
+		return &attribute{name: name, on: everything, kind: customKind, many: true, can: byAll}
+	case strings.HasPrefix(name, "y-"):
+		return &attribute{name: name, on: everything, kind: customKind, many: true, can: byServer}
 	}
 	return nil
 }
 
-// instances gives the attribute of an object as it goes over the wire.
-func (a *attribute) instances(o *object) []kmipwire.Attribute {
-	var out []kmipwire.Attribute
-	for i, v := range a.get(o) {
-		out = append(out, kmipwire.Attribute{AttributeName: a.name, AttributeIndex: i, AttributeValue: a.kind.encode(v)})
+// attributesOf lists the attributes that an object has and KMIP 1.minor knows.
+func attributesOf(o *object, minor int) []*attribute {
+	var all []*attribute
+	for i := range attributeTable {
+		if a := &attributeTable[i]; a.since <= minor && len(a.instances(o)) > 0 {
+			all = append(all, a)
+		}
 	}
-	return out
+	var custom []string
+	for _, k := range o.Others {
+		if isCustom(k.Name) && !slices.Contains(custom, k.Name) {
+			custom = append(custom, k.Name)
+			all = append(all, attributeNamed(k.Name, minor))
+		}
+	}
+	return all
 }
 
-// setAttributes gives a new object the attributes that a client chose.
-func setAttributes(o *object, attrs []kmipwire.Attribute) error {
-	for _, a := range attrs {
-		t := attributeNamed(a.AttributeName)
-		if t == nil || t.set == nil {
-			return fail(kmip14.ResultReasonInvalidField, "attribute %.60q cannot be set", a.AttributeName)
+func isCustom(name string) bool {
+	return strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "y-")
+}
+
+// instances are in the order of their indexes.
+func (a *attribute) instances(o *object) []instance {
+	if !a.on.has(o.Type) {
+		return nil
+	}
+	if a.get != nil {
+		return a.get(o)
+	}
+	var all []instance
+	for _, k := range o.Others {
+		if k.Name == a.name {
+			all = append(all, instance{k.Index, encoded(k.Value)})
 		}
-		value, ok := t.kind.decode(a.AttributeValue)
-		if !ok {
-			return badValue(a.AttributeName)
+	}
+	return all
+}
+
+// replace gives an object other instances of the attribute.
+func (a *attribute) replace(o *object, all []instance) {
+	if a.put != nil {
+		a.put(o, all)
+		return
+	}
+	rest := slices.DeleteFunc(slices.Clone(o.Others), func(k other) bool { return k.Name == a.name })
+	for _, i := range all {
+		rest = append(rest, other{a.name, i.index, []byte(i.value.(encoded))})
+	}
+	o.Others = rest
+}
+
+// wire gives an instance of the attribute as it goes over the wire.
+func (a *attribute) wire(i instance, minor int) kmipwire.Attribute {
+	if d, ok := i.value.(digest); ok && minor == 0 {
+		i.value = digest{sum: d.sum}
+	}
+	return kmipwire.Attribute{AttributeName: a.name, AttributeIndex: i.index, AttributeValue: a.kind.encode(i.value)}
+}
+
+// decode takes a value from the wire.
+func (a *attribute) decode(v any) (any, error) {
+	value, ok := a.kind.decode(v)
+	if !ok {
+		return nil, fail(kmip14.ResultReasonInvalidField, "the value of attribute %.60q is not valid", a.name)
+	}
+	return value, nil
+}
+
+// allowed tells whether a client can give the object the value in that way.
+func (a *attribute) allowed(o *object, by rights, value any) bool {
+	return a.can&by != 0 && a.on.has(o.Type) && (a.when == nil || a.when(o, value))
+}
+
+// insert gives an object a value: one more instance where it can have several,
+// in place of the one it has otherwise. It tells the instance.
+func (a *attribute) insert(o *object, value any) (instance, error) {
+	var all []instance
+	added := instance{value: value}
+	if a.many {
+		all = a.instances(o)
+		if n := len(all); n > 0 {
+			added.index = all[n-1].index + 1
 		}
-		if err := t.set(o, value); err != nil {
+	}
+	if len(all) >= maxInstances || a.put == nil && len(o.Others) >= maxOthers {
+		return added, fail(kmip14.ResultReasonIndexOutOfBounds, "the object has too many instances of attribute %.60q", a.name)
+	}
+	a.replace(o, append(all, added))
+	return added, nil
+}
+
+// setAttributes gives a new object the attributes that a client chose. They
+// take the place of those that it has from a template or another object.
+func setAttributes(o *object, attrs []kmipwire.Attribute, by rights, minor int) error {
+	given := map[string]bool{}
+	for _, in := range attrs {
+		a := attributeNamed(in.AttributeName, minor)
+		if a == nil {
+			return fail(kmip14.ResultReasonInvalidField, "there is no attribute %.60q", in.AttributeName)
+		}
+		value, err := a.decode(in.AttributeValue)
+		if err != nil {
+			return err
+		}
+		if !a.allowed(o, by, value) {
+			return fail(kmip14.ResultReasonInvalidField, "attribute %.60q cannot be set", a.name)
+		}
+		if given[a.name] && !a.many {
+			return fail(kmip14.ResultReasonInvalidField, "attribute %q, of which an object has one, is given twice", a.name)
+		}
+		given[a.name] = true
+		if _, err := a.insert(o, value); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func badValue(attribute string) error {
-	return fail(kmip14.ResultReasonInvalidField, "the value of attribute %q is not valid", attribute)
-}
-
-func one(v any) []any { return []any{v} }
-
-func date(seconds int64) []any {
-	if seconds == 0 {
-		return nil
-	}
-	return one(seconds)
-}
-
-// once sets an attribute that an object has one of.
-func once[T comparable](field *T, value T) error {
-	var unset T
-	if *field != unset {
-		return fail(kmip14.ResultReasonInvalidField, "an attribute that an object has one of is given twice")
-	}
-	*field = value
-	return nil
-}
-
-func names(o *object) []any {
-	var out []any
-	for _, n := range o.Names {
-		out = append(out, n)
-	}
-	return out
-}
-
-func addName(o *object, v any) error {
-	if len(o.Names) == maxNames {
-		return fail(kmip14.ResultReasonIndexOutOfBounds, "more than %d names", maxNames)
-	}
-	o.Names = append(o.Names, v.(name))
-	return nil
-}
-
-func revocations(o *object) []any {
-	if o.Revocation == nil {
-		return nil
-	}
-	return one(*o.Revocation)
-}
-
-// kind is a type of attribute values. Decoded values can be compared with ==.
-type kind struct {
-	decode func(any) (any, bool)
-	encode func(any) any
-	// covers tells whether an object that has one value is located by another;
-	// nil where they must be equal.
-	covers func(has, wanted any) bool
-}
-
-var (
-	textKind    = kind{decode: as[string], encode: same}
-	integerKind = kind{decode: as[int32], encode: same}
-	maskKind    = kind{
-		decode: as[int32], encode: same,
-		covers: func(has, wanted any) bool { return has.(int32)&wanted.(int32) == wanted.(int32) },
-	}
-	enumKind = kind{
-		decode: func(v any) (any, bool) { e, ok := v.(ttlv.EnumValue); return uint32(e), ok },
-		encode: func(v any) any { return ttlv.EnumValue(v.(uint32)) },
-	}
-	dateKind = kind{
-		decode: func(v any) (any, bool) { t, ok := v.(time.Time); return t.Unix(), ok },
-		encode: func(v any) any { return time.Unix(v.(int64), 0) },
-	}
-	nameKind       = kind{decode: decodeName, encode: encodeName}
-	revocationKind = kind{decode: undecodable, encode: encodeRevocation}
-)
-
-func as[T any](v any) (any, bool) { t, ok := v.(T); return t, ok }
-
-func same(v any) any { return v }
-
-func undecodable(any) (any, bool) { return nil, false }
-
-func decodeName(v any) (any, bool) {
-	structure, ok := v.(ttlv.TTLV)
-	if !ok {
-		return nil, false
-	}
-	var n kmipwire.Name
-	if err := kmipwire.Unmarshal(structure, &n); err != nil {
-		return nil, false
-	}
-	valid := n.NameValue != "" && len(n.NameValue) <= maxText &&
-		(n.NameType == kmip14.NameTypeUninterpretedTextString || n.NameType == kmip14.NameTypeURI)
-	return name{Value: n.NameValue, Type: uint32(n.NameType)}, valid
-}
-
-func encodeName(v any) any {
-	n := v.(name)
-	return kmipwire.Name{NameValue: n.Value, NameType: kmip14.NameType(n.Type)}
-}
-
-func encodeRevocation(v any) any {
-	r := v.(revocation)
-	return kmipwire.RevocationReason{RevocationReasonCode: kmip14.RevocationReasonCode(r.Code), RevocationMessage: r.Message}
 }

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,12 +73,16 @@ func (h Home) gather(ctx context.Context) (_ *archive, err error) {
 			a.close()
 		}
 	}()
-	if a.store, err = h.snapshot(ctx); err != nil {
+	root, err := h.snapshot(ctx, a)
+	if err != nil {
 		return nil, err
 	}
+	defer root.Destroy()
 	if a.files, err = h.read(); err != nil {
 		return nil, err
 	}
+	// The backup must open without this host, so it holds the bare key.
+	a.files[rootKeyEntry] = formatRootKey(root)
 	a.manifest.Created = time.Now().UTC().Truncate(time.Second)
 	a.manifest.census, err = a.open()
 	return a, err
@@ -84,12 +90,7 @@ func (h Home) gather(ctx context.Context) (_ *archive, err error) {
 
 // open opens every object of the archive's store under its root key.
 func (a *archive) open() (census, error) {
-	root, err := parseRootKey(a.files["kms/root.key"])
-	if err != nil {
-		return census{}, err
-	}
-	defer root.Destroy()
-	s, err := openStore(a.store.path(), root, forReading, storePoll)
+	s, err := openStore(a.store.path(), a.rootKeys, forReading, storePoll)
 	if err != nil {
 		return census{}, err
 	}
@@ -97,34 +98,78 @@ func (a *archive) open() (census, error) {
 	return c, errors.Join(err, s.close())
 }
 
-// snapshot copies the store, as it is now, into memory.
-func (h Home) snapshot(ctx context.Context) (*memfile, error) {
+func (a *archive) rootKeys() ([]*kept, error) {
+	k, err := openRootKey(a.files[rootKeyEntry], nil)
+	if err != nil {
+		return nil, err
+	}
+	return []*kept{k}, nil
+}
+
+// snapshot copies the store, as it is now, into the archive's memory and gives
+// its root key.
+func (h Home) snapshot(ctx context.Context, a *archive) (root *secret.Buffer, err error) {
 	s, running, err := h.access(ctx, forReading)
 	if err != nil {
 		return nil, err
 	}
 	if running != nil {
-		return h.fetchSnapshot(ctx)
+		return h.fetchSnapshot(ctx, a)
 	}
-	m, err := s.snapshot()
-	return m, errors.Join(err, s.close())
+	a.store, root, err = s.snapshot()
+	return root, errors.Join(err, s.close())
 }
 
 // fetchSnapshot asks the running server for a snapshot.
-func (h Home) fetchSnapshot(ctx context.Context) (*memfile, error) {
-	body, err := h.call(ctx, http.MethodPost, "/snapshot")
+func (h Home) fetchSnapshot(ctx context.Context, a *archive) (*secret.Buffer, error) {
+	body, err := h.call(ctx, http.MethodPost, "/snapshot", nil)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	m, err := newMemfile()
+	root, err := a.readSnapshot(body)
 	if err != nil {
+		return nil, fmt.Errorf("copy the store of the key manager in %s: %w", h.Dir, err)
+	}
+	return root, nil
+}
+
+// readSnapshot reads what sendSnapshot sends: the root key as in a bare
+// root.key, and the store.
+func (a *archive) readSnapshot(r io.Reader) (root *secret.Buffer, err error) {
+	text := make([]byte, bareSize)
+	defer secret.Wipe(text)
+	if _, err := io.ReadFull(r, text); err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(m, body); err != nil {
-		return nil, errors.Join(fmt.Errorf("copy the store of the key manager in %s: %w", h.Dir, err), m.Close())
+	if root, err = parseRootKey(text); err != nil {
+		return nil, err
 	}
-	return m, nil
+	if a.store, err = newMemfile(); err == nil {
+		_, err = io.Copy(a.store, r)
+	}
+	if err != nil {
+		root.Destroy()
+		return nil, err
+	}
+	return root, nil
+}
+
+// sendSnapshot is the server's side of fetchSnapshot. The root key goes over a
+// socket that leads to the same user only, who could read it here as well.
+func sendSnapshot(w http.ResponseWriter, s *store) {
+	m, root, err := s.snapshot()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer m.Close()
+	defer root.Destroy()
+	text := formatRootKey(root)
+	defer secret.Wipe(text)
+	content, size := m.content()
+	w.Header().Set("Content-Length", strconv.FormatInt(int64(len(text))+size, 10))
+	_, _ = io.Copy(w, io.MultiReader(bytes.NewReader(text), content)) // the client sees what is missing
 }
 
 // write makes the backup file and proves it before it gets its name.
@@ -178,6 +223,13 @@ func dropCache(path string) error {
 // for Init, whole or not at all. It fails with ErrPassphrase, ErrDamaged,
 // ErrVersion or ErrExists.
 func (h Home) Restore(path string, passphrase *secret.Buffer) error {
+	resumed, err := h.resume()
+	if resumed && err == nil {
+		err = fmt.Errorf("%s: %w: what an interrupted init or restore had begun has now been finished", h.Dir, ErrExists)
+	}
+	if err != nil {
+		return err
+	}
 	if err := h.refuseExisting(); err != nil {
 		return err
 	}
@@ -186,12 +238,27 @@ func (h Home) Restore(path string, passphrase *secret.Buffer) error {
 		return fmt.Errorf("backup %s: %w", path, err)
 	}
 	defer a.close()
+	if err := h.keepAnew(a); err != nil {
+		return err
+	}
 	return h.install(a.files, func(staged Home) error {
 		if err := a.store.copyTo(staged.path(storeFile)); err != nil {
 			return err
 		}
 		return staged.record(a.manifest)
 	})
+}
+
+// keepAnew has the root key of a backup kept as the home wants it.
+func (h Home) keepAnew(a *archive) error {
+	root, err := parseRootKey(a.files[rootKeyEntry])
+	if err != nil {
+		return err
+	}
+	defer root.Destroy()
+	secret.Wipe(a.files[rootKeyEntry])
+	a.files[rootKeyEntry], err = h.keep(root)
+	return err
 }
 
 // readBackup reads a backup whole and opens every key in it.

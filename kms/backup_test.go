@@ -232,7 +232,7 @@ func TestForgedCost(t *testing.T) {
 	for _, c := range []kdfCost{
 		{0, 64, 1}, {17, 64, 1}, {1 << 31, 64, 1}, {1, 7, 1}, {1, 1<<20 + 1, 1}, {1, 1<<32 - 1, 1}, {1, 64, 0}, {1, 1 << 20, 17}, {1, 64, 257}, {1, 31, 4},
 	} {
-		h := &backupHeader{Cost: c}
+		h := &backupHeader{kdf{Cost: c}}
 		if _, err := parseBackupHeader(h.bytes()); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%+v: %v", c, err)
 		}

@@ -3,28 +3,22 @@ package kms
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/hkdf"
-	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 
 	streaming "github.com/tink-crypto/tink-go/v2/streamingaead/subtle"
-	"golang.org/x/crypto/argon2"
 
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// The format of a backup is described at the package.
+// The format of a backup is described in docs/format.md.
 const (
 	backupMagic   = "VMCRKMSB"
 	backupVersion = 1
-	headerSize    = 8 + 4 + 12 + saltSize + 32 + sha256.Size
-	saltSize      = 32
+	headerSize    = 8 + 4 + kdfSize + sha256.Size
 	segmentSize   = 1 << 20 // bytes of ciphertext
 	maxStore      = 4 << 30 // bytes
 
@@ -32,41 +26,18 @@ const (
 	storeEntry    = "kms/" + storeFile
 )
 
-// kdfCost is what deriving the key from the passphrase costs (argon2id, RFC
-// 9106).
-type kdfCost struct {
-	Passes, Memory, Lanes uint32 // Memory in KiB
-}
-
-// defaultCost is the second recommendation of RFC 9106, section 4: 64 MiB.
-var defaultCost = kdfCost{Passes: 3, Memory: 64 << 10, Lanes: 4}
-
-// check bounds what a forged header can make us spend: about 1 GiB and some
-// ten seconds.
-func (c kdfCost) check() error {
-	if c.Passes < 1 || c.Passes > 16 || c.Lanes < 1 || c.Lanes > 16 || c.Memory < 8*c.Lanes || c.Memory > 1<<20 {
-		return fmt.Errorf("%w: argon2id with %d passes, %d KiB, %d lanes is beyond bounds", ErrDamaged, c.Passes, c.Memory, c.Lanes)
-	}
-	return nil
-}
+var backupUse = use{check: "vmcrypt kms backup 1 check", key: "vmcrypt kms backup 1 stream"}
 
 // backupHeader is the plaintext at the start of a backup.
-type backupHeader struct {
-	Cost  kdfCost
-	Salt  [saltSize]byte
-	Check [32]byte // tells a wrong passphrase from damage
-}
+type backupHeader struct{ kdf }
 
 // bytes gives the header as it is written. Its checksum is against damage; what
 // authenticates it is the encryption of what follows.
 func (h *backupHeader) bytes() []byte {
 	b := make([]byte, 0, headerSize)
 	b = append(b, backupMagic...)
-	for _, n := range []uint32{backupVersion, h.Cost.Passes, h.Cost.Memory, h.Cost.Lanes} {
-		b = binary.BigEndian.AppendUint32(b, n)
-	}
-	b = append(b, h.Salt[:]...)
-	b = append(b, h.Check[:]...)
+	b = binary.BigEndian.AppendUint32(b, backupVersion)
+	b = h.append(b)
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
 }
@@ -79,70 +50,29 @@ func parseBackupHeader(b []byte) (*backupHeader, error) {
 	if v := binary.BigEndian.Uint32(b[8:]); v != backupVersion {
 		return nil, fmt.Errorf("%w %d of the backup: this version of vmcrypt knows %d", ErrVersion, v, backupVersion)
 	}
-	h := &backupHeader{Cost: kdfCost{
-		Passes: binary.BigEndian.Uint32(b[12:]),
-		Memory: binary.BigEndian.Uint32(b[16:]),
-		Lanes:  binary.BigEndian.Uint32(b[20:]),
-	}}
-	copy(h.Salt[:], b[24:])
-	copy(h.Check[:], b[24+saltSize:])
+	h := &backupHeader{parseKDF(b[12 : 12+kdfSize])}
 	if !bytes.Equal(h.bytes(), b[:headerSize]) {
 		return nil, fmt.Errorf("%w: the header's checksum does not match", ErrDamaged)
 	}
 	return h, h.Cost.check()
 }
 
-// backupKeys are derived from a passphrase.
-type backupKeys struct{ stream, check []byte }
-
-func (k *backupKeys) wipe() {
-	secret.Wipe(k.stream)
-	secret.Wipe(k.check)
-}
-
-// derive does the expensive work.
-func (h *backupHeader) derive(passphrase *secret.Buffer) (*backupKeys, error) {
-	c := h.Cost
-	master := argon2.IDKey(passphrase.Bytes(), h.Salt[:], c.Passes, c.Memory, uint8(c.Lanes), 32)
-	defer secret.Wipe(master)
-	var keys *backupKeys
-	var err error
-	secret.Do(func() { keys, err = expand(master) })
-	return keys, err
-}
-
-func expand(master []byte) (*backupKeys, error) {
-	stream, err := hkdf.Expand(sha256.New, master, "vmcrypt kms backup 1 stream", 32)
-	if err != nil {
-		return nil, err
-	}
-	check, err := hkdf.Expand(sha256.New, master, "vmcrypt kms backup 1 check", 32)
-	return &backupKeys{stream, check}, err
-}
-
 // encodeBackup writes header and encrypted archive.
 func encodeBackup(w io.Writer, a *archive, passphrase *secret.Buffer, cost kdfCost) error {
-	if passphrase.Len() == 0 {
-		return errors.New("the passphrase is empty")
-	}
-	h := &backupHeader{Cost: cost}
-	if _, err := rand.Read(h.Salt[:]); err != nil {
-		return err
-	}
-	keys, err := h.derive(passphrase)
+	derived, key, err := newKDF(cost, passphrase, backupUse)
 	if err != nil {
 		return err
 	}
-	defer keys.wipe()
-	copy(h.Check[:], keys.check)
+	defer secret.Wipe(key)
+	h := &backupHeader{derived}
 	if _, err := w.Write(h.bytes()); err != nil {
 		return err
 	}
-	return encryptArchive(w, a, keys, h.bytes())
+	return encryptArchive(w, a, key, h.bytes())
 }
 
-func encryptArchive(w io.Writer, a *archive, keys *backupKeys, header []byte) error {
-	stream, err := streaming.NewAESGCMHKDF(keys.stream, "SHA256", 32, segmentSize, 0)
+func encryptArchive(w io.Writer, a *archive, key, header []byte) error {
+	stream, err := streaming.NewAESGCMHKDF(key, "SHA256", 32, segmentSize, 0)
 	if err != nil {
 		return err
 	}
@@ -166,22 +96,16 @@ func decodeBackup(r io.Reader, passphrase *secret.Buffer) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	if passphrase.Len() == 0 {
-		return nil, ErrPassphrase
-	}
-	keys, err := h.derive(passphrase)
+	key, err := h.open(passphrase, backupUse)
 	if err != nil {
 		return nil, err
 	}
-	defer keys.wipe()
-	if !hmac.Equal(keys.check, h.Check[:]) {
-		return nil, ErrPassphrase
-	}
-	return decryptArchive(r, keys, b)
+	defer secret.Wipe(key)
+	return decryptArchive(r, key, b)
 }
 
-func decryptArchive(r io.Reader, keys *backupKeys, header []byte) (*archive, error) {
-	stream, err := streaming.NewAESGCMHKDF(keys.stream, "SHA256", 32, segmentSize, 0)
+func decryptArchive(r io.Reader, key, header []byte) (*archive, error) {
+	stream, err := streaming.NewAESGCMHKDF(key, "SHA256", 32, segmentSize, 0)
 	if err != nil {
 		return nil, err
 	}

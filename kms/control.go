@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -19,12 +19,14 @@ const (
 	controlFile    = "control.sock"
 	controlTimeout = 5 * time.Second // for everything but the copy of a snapshot
 	snapshotTime   = 5 * time.Minute
+	maxAnswer      = 64 << 20 // bytes, of JSON: some 200,000 clients
 )
 
 // status is what a running server tells about itself at GET /status.
 type status struct {
-	Address  string `json:"address"` // the TCP address it listens on
-	Sequence uint64 `json:"sequence"`
+	Address  string    `json:"address"` // the TCP address it listens on
+	Sequence uint64    `json:"sequence"`
+	Audit    auditHead `json:"audit"` // the last entry of the audit log
 }
 
 // control is the server's side of control.sock: HTTP for processes of the same
@@ -48,7 +50,7 @@ func (h Home) socketPath() (folder *os.File, path string, err error) {
 
 // startControl listens on control.sock. The caller has the store open for
 // writing, so a socket that is there is nobody's.
-func (h Home) startControl(s *store, address net.Addr) (*control, error) {
+func (h Home) startControl(s *server, address net.Addr) (*control, error) {
 	folder, path, err := h.socketPath()
 	if err != nil {
 		return nil, err
@@ -59,7 +61,7 @@ func (h Home) startControl(s *store, address net.Addr) (*control, error) {
 		return nil, fmt.Errorf("%s: %w", h.path(controlFile), err)
 	}
 	c := &control{folder: folder, http: &http.Server{
-		Handler:           controlHandler(s, address),
+		Handler:           h.controlHandler(s, address),
 		ReadHeaderTimeout: controlTimeout,
 		WriteTimeout:      snapshotTime,
 	}}
@@ -95,16 +97,59 @@ func (c *control) stop() {
 	})
 }
 
-func controlHandler(s *store, address net.Addr) http.Handler {
+func (h Home) controlHandler(s *server, address net.Addr) http.Handler {
+	st := s.engine.store
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { tellStatus(w, s, address) })
-	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, _ *http.Request) { sendSnapshot(w, s) })
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, _ *http.Request) { sendSnapshot(w, st) })
+	mux.HandleFunc("POST /rotate-root", func(w http.ResponseWriter, r *http.Request) { h.answerRotation(w, r, st) })
+	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(s.clients.list()) // the client sees what is missing
+	})
+	mux.HandleFunc("POST /clients/add", func(w http.ResponseWriter, r *http.Request) {
+		obey(w, r, func(in *addition) error { return s.addClient(in.Client, in.Replace) })
+	})
+	mux.HandleFunc("POST /clients/revoke", func(w http.ResponseWriter, r *http.Request) {
+		obey(w, r, func(name *string) error { return s.revokeClient(*name) })
+	})
 	return mux
 }
 
-func tellStatus(w http.ResponseWriter, s *store, address net.Addr) {
-	st := status{Address: address.String()}
-	err := s.view(func(t *tx) error {
+// addition is the body of POST /clients/add.
+type addition struct {
+	Client  registered `json:"client"`
+	Replace bool       `json:"replace"`
+}
+
+// controlStatus gives the errors that the caller of control.sock tells apart.
+var controlStatus = map[int]error{
+	http.StatusConflict: ErrClientExists,
+	http.StatusNotFound: ErrNoClient,
+}
+
+// obey does what the body of a request asks for.
+func obey[T any](w http.ResponseWriter, r *http.Request, do func(*T) error) {
+	in := new(T)
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxSmallFile)).Decode(in); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	err := do(in)
+	if err == nil {
+		return
+	}
+	code := http.StatusInternalServerError
+	for status, known := range controlStatus {
+		if errors.Is(err, known) {
+			code = status
+		}
+	}
+	http.Error(w, err.Error(), code)
+}
+
+func tellStatus(w http.ResponseWriter, s *server, address net.Addr) {
+	st := status{Address: address.String(), Audit: s.audit.at()}
+	err := s.engine.store.view(func(t *tx) error {
 		st.Sequence = t.sequence()
 		return nil
 	})
@@ -115,36 +160,42 @@ func tellStatus(w http.ResponseWriter, s *store, address net.Addr) {
 	_ = json.NewEncoder(w).Encode(st) // the client sees what is missing
 }
 
-func sendSnapshot(w http.ResponseWriter, s *store) {
-	m, err := s.snapshot()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer m.Close()
-	content, size := m.content()
-	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-	_, _ = io.Copy(w, content) // the client sees what is missing
-}
-
 // status asks the server that runs on this home. It fails if there is none.
 func (h Home) status(ctx context.Context) (*status, error) {
+	st := &status{}
+	return st, h.fetch(ctx, "/status", st)
+}
+
+// fetch gets an answer from the server that runs on this home.
+func (h Home) fetch(ctx context.Context, path string, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
-	body, err := h.call(ctx, http.MethodGet, "/status")
+	body, err := h.call(ctx, http.MethodGet, path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer body.Close()
-	st := &status{}
-	return st, json.NewDecoder(io.LimitReader(body, maxSmallFile)).Decode(st)
+	return json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(answer)
+}
+
+// order has the server that runs on this home do something.
+func (h Home) order(ctx context.Context, path string, what any) error {
+	text, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	body, err := h.call(ctx, http.MethodPost, path, text)
+	if err != nil {
+		return err
+	}
+	return body.Close()
 }
 
 // call sends a request to control.sock. The error of reading the result too
 // short is io.ErrUnexpectedEOF.
-func (h Home) call(ctx context.Context, method, path string) (io.ReadCloser, error) {
+func (h Home) call(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
 	transport := &http.Transport{DialContext: h.dialControl, DisableKeepAlives: true}
-	req, err := http.NewRequestWithContext(ctx, method, "http://kms"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://kms"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -153,8 +204,9 @@ func (h Home) call(ctx context.Context, method, path string) (io.ReadCloser, err
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, fmt.Errorf("key manager in %s: %s", h.Dir, resp.Status)
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxSmallFile)) // what there is
+		return nil, &controlError{resp.StatusCode, string(bytes.TrimSpace(text))}
 	}
 	return resp.Body, nil
 }
@@ -167,3 +219,12 @@ func (h Home) dialControl(ctx context.Context, _, _ string) (net.Conn, error) {
 	defer folder.Close()
 	return (&net.Dialer{}).DialContext(ctx, "unix", path)
 }
+
+// controlError is what the server that runs answered instead of obeying.
+type controlError struct {
+	code    int
+	message string
+}
+
+func (e *controlError) Error() string { return "the running key manager: " + e.message }
+func (e *controlError) Unwrap() error { return controlStatus[e.code] }

@@ -17,61 +17,29 @@
 // # Operations
 //
 // The server speaks KMIP 1.0 to 1.4 (OASIS) and answers each request in its own
-// version: Discover Versions, Query, Create (AES), Get (Raw), Get Attributes,
-// Locate, Activate, Revoke, Destroy. A name belongs to one object for ever.
-// Every change is on disk before it is acknowledged.
+// version, with what that version defines; docs/kmip.md says what there is.
+// An object belongs to the client whose certificate made it, and is unknown to
+// all others. A name belongs to one object of a client until it is taken from
+// it: by Re-key, which gives it to the new key, or by the client. A destroyed
+// object keeps its attributes, names among them. Dates change states when they
+// come. Every change is on disk before it is acknowledged.
 //
 // # Store
 //
-// store.db is a bbolt database. All numbers are big-endian. HKDF is
-// HKDF-SHA256 (RFC 5869) of the 32 bytes of the root key with the 16 bytes of
-// the store's UUID as salt and 32 bytes of output. It has three buckets:
+// What lies on disk is described byte by byte in docs/format.md. The objects
+// are records in a bbolt database, store.db, each sealed with AES-256-GCM under
+// a key derived from the root key, and bound to the object and the store. The
+// root key is in root.key, bare or sealed under a passphrase; RotateRoot replaces
+// it while the key manager serves.
 //
-//	meta     "schema"  4 bytes: the version of this format, 1
-//	         "store"   16 bytes: the store's UUID
-//	         "check"   32 bytes: HKDF, info "vmcrypt kms 1 check"
-//	objects  16 bytes: the object's UUID, which is its KMIP Unique Identifier
-//	         -> its record, sealed; the bucket's sequence counts the keys made
-//	names    32 bytes: HMAC-SHA256 of name type (4 bytes) and name under HKDF,
-//	         info "vmcrypt kms 1 names" -> 16 bytes: UUID of the named object
-//
-// A record is sealed with AES-256-GCM under HKDF, info "vmcrypt kms 1 objects":
-// 12 bytes IV, ciphertext, 16 bytes tag. The associated data is the 18 bytes
-// "vmcrypt kms object", the schema version (4 bytes), the store's UUID, the
-// object's UUID. So a record cannot be moved to another object or store, though
-// whoever writes the file can bring back an older record of the same object.
-//
-// A record holds the length of the attributes (4 bytes), the attributes as
-// JSON, and to its end the key, which is missing once it is destroyed.
-//
-// root.key is the line "vmcrypt-kms-root-key-1" and the line of 64 lower-case
-// hexadecimal digits that are the root key.
+// Updates share commits, and return when they are on disk. Init and Restore,
+// migrations and rotations take effect at one moment each: whoever is killed on
+// the way leaves a home that opens as it was before or as it was to be. A test
+// kills them thousands of times. When a store is opened to be served, all of it
+// is looked at.
 //
 // # Backup
 //
-// A backup begins with a header of 120 bytes:
-//
-//	offset  size
-//	     0     8  "VMCRKMSB"
-//	     8     4  version, 1
-//	    12     4  argon2id: passes, 1 to 16
-//	    16     4  argon2id: memory in KiB, up to 1048576
-//	    20     4  argon2id: lanes, 1 to 16
-//	    24    32  argon2id: salt
-//	    56    32  check value
-//	    88    32  SHA-256 of the bytes before it
-//	   120        the encrypted archive
-//
-// The master key is the 32 bytes that argon2id (RFC 9106, version 1.3) makes of
-// passphrase and salt. From it HKDF-Expand-SHA256 derives the check value (info
-// "vmcrypt kms backup 1 check") and the stream's key ("vmcrypt kms backup 1
-// stream"), 32 bytes each.
-//
-// The archive is encrypted as a stream by Tink's AES256-GCM-HKDF with SHA-256
-// and segments of 1 MiB; the header is its associated data. It begins with one
-// byte 40, 32 bytes salt, 7 bytes nonce prefix. It is a tar (ustar) of these
-// regular files in this order: backup.json (time, store UUID, keys made,
-// number of objects), kms/root.key, kms/ca.pem, kms/ca.key, kms/server.pem,
-// kms/server.key, config/ca.pem, config/client.pem, config/client.key,
-// config/config.yaml, kms/store.db.
+// A backup is one file, encrypted under a passphrase. It holds the root key bare,
+// so that it opens where nothing else is left.
 package kms

@@ -1,25 +1,21 @@
 package kms
 
 import (
-	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
-	"github.com/gemalto/kmip-go/ttlv"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
-
-// maxBatch bounds the operations of one message.
-const maxBatch = 64
 
 // engine answers KMIP messages from a store. It knows nothing of connections.
 type engine struct {
 	store      *store
 	operations map[kmip14.Operation]operation
+	// audit records what was done, before the answer is sent; nil: nobody asks.
+	audit func([]auditEntry) error
 }
 
 // operation answers the payload of a batch item with a payload or a failure.
@@ -30,12 +26,22 @@ func newEngine(s *store) *engine {
 		kmip14.OperationDiscoverVersions: decoded((*request).discoverVersions),
 		kmip14.OperationQuery:            decoded((*request).query),
 		kmip14.OperationCreate:           decoded((*request).create),
+		kmip14.OperationRegister:         decoded((*request).register),
+		kmip14.OperationReKey:            decoded((*request).reKey),
+		kmip14.OperationLocate:           decoded((*request).locate),
+		kmip14.OperationCheck:            decoded((*request).check),
 		kmip14.OperationGet:              decoded((*request).get),
 		kmip14.OperationGetAttributes:    decoded((*request).getAttributes),
-		kmip14.OperationLocate:           decoded((*request).locate),
+		kmip14.OperationGetAttributeList: decoded((*request).getAttributeList),
+		kmip14.OperationAddAttribute:     decoded((*request).addAttribute),
+		kmip14.OperationModifyAttribute:  decoded((*request).modifyAttribute),
+		kmip14.OperationDeleteAttribute:  decoded((*request).deleteAttribute),
+		kmip14.OperationObtainLease:      decoded((*request).obtainLease),
 		kmip14.OperationActivate:         decoded((*request).activate),
 		kmip14.OperationRevoke:           decoded((*request).revoke),
 		kmip14.OperationDestroy:          decoded((*request).destroy),
+		kmip14.OperationArchive:          decoded((*request).archive),
+		kmip14.OperationRecover:          decoded((*request).recover),
 	}}
 }
 
@@ -53,12 +59,14 @@ func decoded[P any](method func(*request, *P) (any, error)) operation {
 // request is one message being answered.
 type request struct {
 	*engine
-	client  string // common name of the client's certificate
+	client  string // identity of the client
 	version kmipwire.ProtocolVersion
 	now     time.Time
 	// placeholder is the object that an operation without a Unique Identifier
-	// means: the one that Create or Locate found before it (section 4).
+	// means: the one that an operation before it has made or found (section 4).
 	placeholder string
+	subject     string   // the object that the present operation is about
+	tx          *tx      // of a batch that is to be undone as a whole
 	keys        [][]byte // to be wiped when the answer is encoded
 }
 
@@ -75,7 +83,8 @@ func fail(reason kmip14.ResultReason, format string, args ...any) *failure {
 }
 
 // answer returns the response to a message, and whether the client made sense.
-// The response may hold keys and must be wiped.
+// The response may hold keys and must be wiped. A client that is ready for
+// asynchronous answers gets synchronous ones all the same (section 6.7).
 func (e *engine) answer(msg []byte, client string) (response []byte, ok bool) {
 	var in kmipwire.RequestMessage
 	if err := kmipwire.Unmarshal(msg, &in); err != nil {
@@ -86,13 +95,45 @@ func (e *engine) answer(msg []byte, client string) (response []byte, ok bool) {
 	}
 	r := &request{engine: e, client: client, version: in.RequestHeader.ProtocolVersion, now: time.Now()}
 	defer r.wipe()
-	out, err := kmipwire.Marshal(r.response(&in.RequestHeader, r.batch(&in)))
-	limit := in.RequestHeader.MaximumResponseSize
-	if err != nil || limit > 0 && len(out) > limit {
-		kmipwire.Wipe(out)
-		return e.refuse(&in.RequestHeader, fail(kmip14.ResultReasonResponseTooLarge, "the response is too large")), true
+	done := r.batch(&in)
+	if e.audit != nil {
+		if err := e.audit(r.auditTrail(done)); err != nil {
+			return e.refuse(&in.RequestHeader, internalFailure("audit", err)), true
+		}
 	}
-	return out, true
+	return r.encode(&in.RequestHeader, done), true
+}
+
+// encode gives the response. One that is too large says so for each operation.
+func (r *request) encode(h *kmipwire.RequestHeader, done []outcome) []byte {
+	out, err := kmipwire.Marshal(r.response(h, done))
+	if err == nil && (h.MaximumResponseSize <= 0 || len(out) <= h.MaximumResponseSize) {
+		return out
+	}
+	kmipwire.Wipe(out)
+	for i := range done {
+		done[i].fail(fail(kmip14.ResultReasonResponseTooLarge, "the response is too large"))
+	}
+	if out, err = kmipwire.Marshal(r.response(h, done)); err != nil { // IDs of nearly 1 MiB
+		return r.refuse(nil, fail(kmip14.ResultReasonResponseTooLarge, "the response is too large"))
+	}
+	return out
+}
+
+// update runs fn in a transaction of its own or in that of the batch.
+func (r *request) update(fn func(*tx) error) error {
+	if r.tx != nil {
+		return fn(r.tx)
+	}
+	return r.store.update(fn)
+}
+
+// view is update for functions that only read.
+func (r *request) view(fn func(*tx) error) error {
+	if r.tx != nil {
+		return fn(r.tx)
+	}
+	return r.store.view(fn)
 }
 
 func (r *request) wipe() {
@@ -111,8 +152,8 @@ func checkHeader(in *kmipwire.RequestMessage) *failure {
 		return fail(kmip14.ResultReasonInvalidMessage, "batch count %d with %d items", h.BatchCount, len(in.BatchItem))
 	case len(in.BatchItem) > maxBatch:
 		return fail(kmip14.ResultReasonInvalidMessage, "more than %d batch items", maxBatch)
-	case h.BatchErrorContinuationOption == kmip14.BatchErrorContinuationOptionUndo:
-		return fail(kmip14.ResultReasonFeatureNotSupported, "batches cannot be undone")
+	case h.BatchErrorContinuationOption > kmip14.BatchErrorContinuationOptionUndo:
+		return fail(kmip14.ResultReasonInvalidMessage, "unknown batch error continuation option")
 	}
 	return nil
 }
@@ -124,78 +165,42 @@ func (e *engine) refuse(h *kmipwire.RequestHeader, f *failure) []byte {
 	if h != nil && slices.Contains(kmipwire.Versions(), h.ProtocolVersion) {
 		r.version = h.ProtocolVersion
 	}
-	out, err := kmipwire.Marshal(r.response(h, []kmipwire.ResponseBatchItem{failed(f)}))
+	var failed outcome
+	failed.fail(f)
+	out, err := kmipwire.Marshal(r.response(h, []outcome{failed}))
 	if err != nil { // a correlation value of nearly 1 MiB
-		out, _ = kmipwire.Marshal(r.response(nil, []kmipwire.ResponseBatchItem{failed(f)}))
+		out, _ = kmipwire.Marshal(r.response(nil, []outcome{failed}))
 	}
 	return out
 }
 
 // response puts items below a header in the version of the request. It never
 // holds a Server Correlation Value, which PyKMIP and libkmip trip over.
-func (r *request) response(h *kmipwire.RequestHeader, items []kmipwire.ResponseBatchItem) *kmipwire.ResponseMessage {
-	out := &kmipwire.ResponseMessage{BatchItem: items}
+func (r *request) response(h *kmipwire.RequestHeader, done []outcome) *kmipwire.ResponseMessage {
+	out := &kmipwire.ResponseMessage{}
+	for i := range done {
+		out.BatchItem = append(out.BatchItem, done[i].ResponseBatchItem)
+	}
 	out.ResponseHeader.ProtocolVersion = r.version
 	out.ResponseHeader.TimeStamp = r.now
-	out.ResponseHeader.BatchCount = len(items)
+	out.ResponseHeader.BatchCount = len(done)
 	if h != nil && r.since(4) {
 		out.ResponseHeader.ClientCorrelationValue = h.ClientCorrelationValue
 	}
 	return out
 }
 
+// minor is the client's version, of those of KMIP 1.
+func (r *request) minor() int { return r.version.ProtocolVersionMinor }
+
 // since tells whether the client speaks at least KMIP 1.minor.
-func (r *request) since(minor int) bool { return r.version.ProtocolVersionMinor >= minor }
+func (r *request) since(minor int) bool { return r.minor() >= minor }
 
-// batch processes the items in order, until one fails or, if the client says
-// so, to the end (section 6.14).
-func (r *request) batch(in *kmipwire.RequestMessage) []kmipwire.ResponseBatchItem {
-	proceed := in.RequestHeader.BatchErrorContinuationOption == kmip14.BatchErrorContinuationOptionContinue
-	var out []kmipwire.ResponseBatchItem
-	for i := range in.BatchItem {
-		item := r.item(&in.BatchItem[i])
-		item.Operation = in.BatchItem[i].Operation
-		item.UniqueBatchItemID = in.BatchItem[i].UniqueBatchItemID
-		out = append(out, item)
-		if item.ResultStatus != kmip14.ResultStatusSuccess && !proceed {
-			break
-		}
+// reason gives a result reason, or an older one that means nearly the same to a
+// client whose version does not have it.
+func (r *request) reason(since int, reason, older kmip14.ResultReason) kmip14.ResultReason {
+	if r.since(since) {
+		return reason
 	}
-	return out
-}
-
-func (r *request) item(in *kmipwire.RequestBatchItem) kmipwire.ResponseBatchItem {
-	payload, err := r.process(in)
-	var f *failure
-	switch {
-	case err == nil:
-		return kmipwire.ResponseBatchItem{ResultStatus: kmip14.ResultStatusSuccess, ResponsePayload: payload}
-	case errors.As(err, &f):
-		return failed(f)
-	}
-	slog.Error("key manager", "operation", in.Operation.String(), "error", err)
-	return failed(fail(kmip14.ResultReasonGeneralFailure, "the key manager failed; its log says why"))
-}
-
-func failed(f *failure) kmipwire.ResponseBatchItem {
-	return kmipwire.ResponseBatchItem{
-		ResultStatus:  kmip14.ResultStatusOperationFailed,
-		ResultReason:  f.reason,
-		ResultMessage: f.message,
-	}
-}
-
-func (r *request) process(in *kmipwire.RequestBatchItem) (any, error) {
-	if in.MessageExtension != nil && in.MessageExtension.CriticalityIndicator {
-		return nil, fail(kmip14.ResultReasonFeatureNotSupported, "unknown critical message extension")
-	}
-	op, ok := r.operations[in.Operation]
-	if !ok {
-		return nil, fail(kmip14.ResultReasonOperationNotSupported, "operation %s is not supported", in.Operation)
-	}
-	payload, ok := in.RequestPayload.(ttlv.TTLV)
-	if !ok {
-		return nil, fail(kmip14.ResultReasonInvalidMessage, "the operation has no payload")
-	}
-	return op(r, payload)
+	return older
 }

@@ -88,9 +88,7 @@ func TestMessagesRefusedAsAWhole(t *testing.T) {
 		"count":       {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.BatchCount = 2 }},
 		"empty":       {0, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestHeader) {}},
 		"many":        {maxBatch + 1, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestHeader) {}},
-		"undo": {1, kmip14.ResultReasonFeatureNotSupported, func(h *kmipwire.RequestHeader) {
-			h.BatchErrorContinuationOption = kmip14.BatchErrorContinuationOptionUndo
-		}},
+		"option":      {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.BatchErrorContinuationOption = 4 }},
 	}
 	for what, test := range tests {
 		t.Run(what, func(t *testing.T) {
@@ -112,7 +110,7 @@ func TestMessagesRefusedAsAWhole(t *testing.T) {
 
 func TestOperationsRefused(t *testing.T) {
 	c := dial(t, newHome(t))
-	c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.OperationReKey, &kmipwire.GetRequest{})
+	c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.OperationCertify, &kmipwire.GetRequest{})
 	c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.Operation(0x7777), &kmipwire.GetRequest{})
 	c.refused(kmip14.ResultReasonInvalidMessage, kmip14.OperationGet, nil)
 	c.refused(kmip14.ResultReasonInvalidMessage, kmip14.OperationGet, &struct {

@@ -29,7 +29,8 @@ var (
 	ErrDamaged = errors.New("damaged")
 	// ErrVersion: a store or a backup of a format this version does not know.
 	ErrVersion = errors.New("unknown format version")
-	// ErrPassphrase: the backup was encrypted under another passphrase.
+	// ErrPassphrase: the backup was encrypted, or the root key sealed, under
+	// another passphrase.
 	ErrPassphrase = errors.New("wrong passphrase")
 )
 
@@ -41,8 +42,17 @@ type Home struct {
 	// client.pem, client.key, ca.pem.
 	Config string
 	// Dir holds store.db, root.key, ca.pem, ca.key, server.pem, server.key,
-	// last-backup and, while Serve runs, control.sock. Nothing else may.
+	// last-backup, audit.log with its former files and, while Serve runs,
+	// control.sock; for moments, or after a crash, root.key.next and unpublished.
+	// Nothing else may.
 	Dir string
+	// RootKey is how Init, Restore and RotateRoot keep the root key. Empty means
+	// RootKeyFile, to RotateRoot as it was.
+	RootKey RootKey
+	// Passphrase is asked for the passphrase that the root key is sealed under or,
+	// if fresh, is going to be. The buffer is destroyed after use. Where the root
+	// key is in a file, nobody is asked, and it may be nil.
+	Passphrase func(form RootKey, fresh bool) (*secret.Buffer, error)
 }
 
 const (
@@ -50,6 +60,11 @@ const (
 	rootKeyFile    = "root.key"
 	lastBackupFile = "last-backup"
 	configFile     = "config.yaml"
+	rootKeyEntry   = "kms/" + rootKeyFile
+
+	// unpublishedFolder is there from the moment when there is a key manager to
+	// the one when its clients' files are in their places, which it holds.
+	unpublishedFolder = "unpublished"
 
 	maxSmallFile = 1 << 20 // bytes, of every file but the store
 )
@@ -57,7 +72,7 @@ const (
 // The files of a home, the store excepted, by their names in a backup: those
 // beside Config begin with "config/", those in Dir with "kms/".
 var homeFiles = []string{
-	"kms/root.key", "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
+	rootKeyEntry, "kms/ca.pem", "kms/ca.key", "kms/server.pem", "kms/server.key",
 	"config/ca.pem", "config/client.pem", "config/client.key", "config/config.yaml",
 }
 
@@ -120,23 +135,38 @@ func (h Home) place(name string) string {
 // config.yaml. It fails with ErrExists, having changed nothing, if any of
 // these files is there. Nothing else ever makes a key manager, save Restore.
 //
-// The home appears whole or not at all, config.yaml last. Only a crash while
-// the files are being published can leave a part of it, which the next Init
-// refuses.
+// The home appears whole or not at all. If the process is killed on the way,
+// there is nothing, or what is there makes a whole of it when Init is called
+// again.
 func (h Home) Init(configYAML []byte) error {
+	if resumed, err := h.resume(); resumed || err != nil {
+		return err
+	}
 	root, err := secret.Random(rootKeySize)
 	if err != nil {
 		return err
 	}
 	defer root.Destroy()
-	files, err := issueCertificates()
+	files, client, err := issueCertificates()
 	if err != nil {
 		return err
 	}
 	defer files.wipe()
-	files["kms/root.key"] = formatRootKey(root)
+	if files[rootKeyEntry], err = h.keep(root); err != nil {
+		return err
+	}
 	files["config/config.yaml"] = bytes.Clone(configYAML) // files are wiped
-	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root) })
+	return h.install(files, func(staged Home) error { return createStore(staged.path(storeFile), root, registeredAs(client)) })
+}
+
+// keep gives the content of root.key for a new home.
+func (h Home) keep(root *secret.Buffer) ([]byte, error) {
+	k, err := h.newKeeper()
+	if err != nil {
+		return nil, err
+	}
+	defer k.destroy()
+	return k.format(root)
 }
 
 // install puts files, and the store that makeStore adds to them, into an empty
@@ -153,13 +183,29 @@ func (h Home) install(files contents, makeStore func(staged Home) error) error {
 	if err := makeFolder(h.ConfigDir()); err != nil {
 		return err
 	}
+	// From here on there is a key manager.
 	if err := publishFolder(tmp, h.Dir); err != nil {
 		return err
 	}
-	if err := h.publishConfig(files); err != nil {
-		return errors.Join(err, os.RemoveAll(h.Dir))
+	if err := h.publishConfig(writeNew); err != nil {
+		return errors.Join(err, h.takeBack())
 	}
 	return nil
+}
+
+// takeBack removes Dir at once, and what was in it after that.
+func (h Home) takeBack() error {
+	tmp := durable.TempName(filepath.Clean(h.Dir))
+	return errors.Join(os.Rename(h.Dir, tmp), os.RemoveAll(tmp))
+}
+
+// resume finishes an Init or Restore that was interrupted when there was a key
+// manager already, and tells whether there was one.
+func (h Home) resume() (bool, error) {
+	if !exists(h.path(unpublishedFolder)) {
+		return false, nil
+	}
+	return true, h.publishConfig(writeSame)
 }
 
 // refuseExisting names the first file in the way. An empty Dir is not.
@@ -202,16 +248,27 @@ func (h Home) stage(files contents, makeStore func(staged Home) error) (tmp stri
 	return tmp, nil
 }
 
+// fill writes the files, those of the configuration into unpublishedFolder.
 func (h Home) fill(files contents, makeStore func(staged Home) error) error {
+	if err := os.Mkdir(h.path(unpublishedFolder), 0o700); err != nil {
+		return err
+	}
 	for name, data := range files {
-		if filepath.Dir(name) != "kms" {
-			continue
+		path := h.place(name)
+		if filepath.Dir(name) == "config" {
+			path = h.unpublished(name)
 		}
-		if err := os.WriteFile(h.place(name), data, 0o600); err != nil {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
 			return err
 		}
 	}
 	return makeStore(h)
+}
+
+// unpublished gives the place of a file of the configuration while it has not
+// got to its own.
+func (h Home) unpublished(name string) string {
+	return filepath.Join(h.path(unpublishedFolder), filepath.Base(name))
 }
 
 // makeFolder makes a folder that is not there, and its parents, durably.
@@ -243,7 +300,7 @@ func publishFolder(tmp, dir string) error {
 
 // publishConfig writes the configuration's files in the order of homeFiles, and
 // takes back what it wrote if one of them fails.
-func (h Home) publishConfig(files contents) (err error) {
+func (h Home) publishConfig(write func(path string, data []byte) error) (err error) {
 	var done []string
 	defer func() {
 		if err != nil {
@@ -254,12 +311,21 @@ func (h Home) publishConfig(files contents) (err error) {
 		if filepath.Dir(name) != "config" {
 			continue
 		}
-		if err := writeNew(h.place(name), files[name]); err != nil {
+		data, err := readSmall(h.unpublished(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // all were in their places before one went from here
+		}
+		if err != nil {
+			return err
+		}
+		err = write(h.place(name), data)
+		secret.Wipe(data)
+		if err != nil {
 			return err
 		}
 		done = append(done, h.place(name))
 	}
-	return nil
+	return os.RemoveAll(h.path(unpublishedFolder))
 }
 
 func removeAll(paths []string) {
@@ -285,7 +351,17 @@ func writeNew(path string, data []byte) error {
 	return err
 }
 
-// read loads the files of the home; they hold keys and must be wiped.
+// writeSame is writeNew for a file that may be there with the same content.
+func writeSame(path string, data []byte) error {
+	there, err := readSmall(path)
+	if err != nil || !bytes.Equal(there, data) {
+		return writeNew(path, data)
+	}
+	return nil
+}
+
+// read loads the files of the home except root.key; they hold keys and must be
+// wiped.
 func (h Home) read() (_ contents, err error) {
 	files := contents{}
 	defer func() {
@@ -294,6 +370,9 @@ func (h Home) read() (_ contents, err error) {
 		}
 	}()
 	for _, name := range homeFiles {
+		if name == rootKeyEntry {
+			continue
+		}
 		if files[name], err = readSmall(h.place(name)); err != nil {
 			return nil, err
 		}

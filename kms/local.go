@@ -62,20 +62,19 @@ func (h Home) reach(ctx context.Context) (*store, net.Conn, error) {
 // serveOne serves one connection, which it returns, and closes the store when
 // that ends.
 func (h Home) serveOne(s *store) (net.Conn, error) {
-	config, err := h.serverTLS()
+	srv, err := h.newServer(s, localTimeouts)
 	if err != nil {
 		return nil, err
 	}
 	client, remote, err := socketPair()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, srv.audit.close())
 	}
 	conn := &localConn{Conn: client, closed: make(chan struct{})}
-	srv := &server{engine: newEngine(s), tls: config, timeouts: localTimeouts}
 	go func() {
 		defer close(conn.closed)
-		defer s.close()
-		srv.handle(context.Background(), remote)
+		defer srv.close()
+		srv.handle(context.Background(), srv.guests.enter(context.Background(), remote))
 	}()
 	return conn, nil
 }

@@ -22,18 +22,49 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// serveEnv makes the test binary a key manager: it serves the home below that
-// folder and prints its address.
-const serveEnv = "VMCRYPT_TEST_SERVE"
+// These make the test binary do something to the home below a folder, so that it
+// can be killed: serve it and print the address, make it, give it new root keys
+// for ever.
+const (
+	serveEnv  = "VMCRYPT_TEST_SERVE"
+	initEnv   = "VMCRYPT_TEST_INIT"
+	rotateEnv = "VMCRYPT_TEST_ROTATE"
+	fewEnv    = "VMCRYPT_TEST_FEW_FILES" // serve it, short of open files
+)
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
-	if dir := os.Getenv(serveEnv); dir != "" {
-		err := homeIn(dir).Serve(context.Background(), "127.0.0.1:0", func(a net.Addr) { fmt.Println(a) })
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	rootKeyCost = cheap
+	for env, act := range map[string]func(Home) error{serveEnv: serveForEver, initEnv: initOnce, rotateEnv: rotateForEver, fewEnv: serveWithFewFiles} {
+		if dir := os.Getenv(env); dir != "" {
+			fmt.Fprintln(os.Stderr, act(homeIn(dir)))
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
+}
+
+func serveForEver(h Home) error {
+	return h.Serve(context.Background(), "127.0.0.1:0", func(a net.Addr) { fmt.Println(a) })
+}
+
+func initOnce(h Home) error {
+	fmt.Println("init")
+	if err := h.Init([]byte("# test\n")); err != nil {
+		return err
+	}
+	fmt.Println("done")
+	os.Exit(0)
+	return nil
+}
+
+func rotateForEver(h Home) error {
+	for {
+		if err := h.RotateRoot(context.Background()); err != nil {
+			return err
+		}
+		fmt.Println("rotated")
+	}
 }
 
 func homeIn(dir string) Home {
@@ -41,13 +72,13 @@ func homeIn(dir string) Home {
 }
 
 // emptyHome is a home without a key manager.
-func emptyHome(t *testing.T) Home {
+func emptyHome(t testing.TB) Home {
 	t.Helper()
 	return homeIn(filepath.Join(t.TempDir(), "home"))
 }
 
 // newHome makes a key manager whose store is checked when the test ends.
-func newHome(t *testing.T) Home {
+func newHome(t testing.TB) Home {
 	t.Helper()
 	h := emptyHome(t)
 	if err := h.Init([]byte("# test\n")); err != nil {
@@ -58,7 +89,7 @@ func newHome(t *testing.T) Home {
 }
 
 // checkStore fails the test if bbolt or we find anything wrong with the store.
-func checkStore(t *testing.T, h Home) census {
+func checkStore(t testing.TB, h Home) census {
 	t.Helper()
 	s, err := h.open(forReading, storeWait)
 	if err != nil {
@@ -82,7 +113,7 @@ func checkStore(t *testing.T, h Home) census {
 }
 
 // serve runs the home's server until the test ends or stop is called.
-func serve(t *testing.T, h Home) (address string, stop func()) {
+func serve(t testing.TB, h Home) (address string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan string, 1), make(chan error, 1)

@@ -12,7 +12,7 @@ import (
 )
 
 // object is a managed object: its attributes and, until it is destroyed, its
-// key material.
+// key material or other content.
 type object struct {
 	id uuid.UUID
 	attributes
@@ -25,22 +25,42 @@ type object struct {
 type attributes struct {
 	Type           uint32      `json:"type"`
 	Algorithm      uint32      `json:"algorithm"`
-	Length         int         `json:"length"` // bits
+	Length         int32       `json:"length"` // bits
 	UsageMask      int32       `json:"usageMask"`
 	Names          []name      `json:"names,omitempty"`
-	State          uint32      `json:"state"`
-	Owner          string      `json:"owner"` // common name of the client that made it
+	NameIndexes    []int       `json:"nameIndexes,omitempty"` // of Names; missing where they are 0, 1, 2 ...
+	State          uint32      `json:"state"`                 // as it was last written: dates may have come since
+	Owner          string      `json:"owner"`                 // identity of the client that made it
 	Initial        int64       `json:"initialDate"`
+	Original       int64       `json:"originalCreationDate,omitempty"`
 	Activation     int64       `json:"activationDate,omitempty"`
+	ProcessStart   int64       `json:"processStartDate,omitempty"`
+	ProtectStop    int64       `json:"protectStopDate,omitempty"`
 	Deactivation   int64       `json:"deactivationDate,omitempty"`
 	Compromise     int64       `json:"compromiseDate,omitempty"`
 	CompromiseOccr int64       `json:"compromiseOccurrenceDate,omitempty"`
 	Destroy        int64       `json:"destroyDate,omitempty"`
+	Archive        int64       `json:"archiveDate,omitempty"` // only while it is archived
 	LastChange     int64       `json:"lastChangeDate"`
 	Revocation     *revocation `json:"revocation,omitempty"`
+	Fresh          bool        `json:"fresh,omitempty"`
+
+	Format   uint32 `json:"format,omitempty"`   // KMIP's Key Format Type of the material; 0 is Raw
+	DataType uint32 `json:"dataType,omitempty"` // of secret data or an opaque object
+	Digest   []byte `json:"digest,omitempty"`   // SHA-256 of the material in its format
+
+	Sensitive        bool `json:"sensitive,omitempty"`
+	AlwaysSensitive  bool `json:"alwaysSensitive,omitempty"`
+	Unextractable    bool `json:"unextractable,omitempty"`
+	NeverExtractable bool `json:"neverExtractable,omitempty"`
+
+	// Others are the attributes that the server only keeps, custom ones too.
+	Others []other `json:"others,omitempty"`
+	// Template are the attributes that a template gives to other objects.
+	Template []other `json:"template,omitempty"`
 }
 
-// name is what a client calls an object; no two objects share one.
+// name is what a client calls an object; no two objects of a client share one.
 type name struct {
 	Value string `json:"value"`
 	Type  uint32 `json:"type"`
@@ -50,6 +70,13 @@ type name struct {
 type revocation struct {
 	Code    uint32 `json:"code"`
 	Message string `json:"message,omitempty"`
+}
+
+// other is an instance of an attribute that the server only keeps.
+type other struct {
+	Name  string `json:"name"`
+	Index int    `json:"index,omitempty"`
+	Value []byte `json:"value"` // the Attribute Value in TTLV
 }
 
 // marshal gives the record of an object: the length of the attributes in 4

@@ -6,23 +6,18 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
-// The states of a key and the ways between them are those of section 3.22:
-//
-//	Pre-Active -> Active -> Deactivated -> Destroyed
-//
-// Before it is destroyed a key can be found compromised; it is Destroyed
-// Compromised when both has happened. An active key must be revoked before it
-// is destroyed.
-
 // activate is section 4.19.
 func (r *request) activate(p *kmipwire.ActivateRequest) (any, error) {
 	id, err := r.change(p.UniqueIdentifier, func(o *object) error {
-		if kmip14.State(o.State) != kmip14.StatePreActive {
-			return fail(kmip14.ResultReasonPermissionDenied, "key %s cannot be activated: it is %s", o.id, kmip14.State(o.State))
+		switch o.state() {
+		case 0:
+			return stateless(o)
+		case kmip14.StatePreActive:
+			o.State = uint32(kmip14.StateActive)
+			o.Activation = r.now.Unix()
+			return o.checkDates()
 		}
-		o.State = uint32(kmip14.StateActive)
-		o.Activation = r.now.Unix()
-		return nil
+		return fail(kmip14.ResultReasonPermissionDenied, "key %s cannot be activated: it is %s", o.id, o.condition())
 	})
 	return &kmipwire.ActivateResponse{UniqueIdentifier: id}, err
 }
@@ -37,6 +32,9 @@ func (r *request) revoke(p *kmipwire.RevokeRequest) (any, error) {
 		return nil, fail(kmip14.ResultReasonInvalidField, "the revocation message is longer than %d bytes", maxText)
 	}
 	id, err := r.change(p.UniqueIdentifier, func(o *object) error {
+		if o.state() == 0 {
+			return stateless(o)
+		}
 		o.Revocation = &revocation{Code: uint32(code), Message: p.RevocationReason.RevocationMessage}
 		if code == kmip14.RevocationReasonCodeKeyCompromise || code == kmip14.RevocationReasonCodeCACompromise {
 			return r.compromise(o, p)
@@ -47,8 +45,8 @@ func (r *request) revoke(p *kmipwire.RevokeRequest) (any, error) {
 }
 
 func (r *request) deactivate(o *object) error {
-	if kmip14.State(o.State) != kmip14.StateActive {
-		return fail(kmip14.ResultReasonIllegalOperation, "key %s cannot be deactivated: it is %s", o.id, kmip14.State(o.State))
+	if o.state() != kmip14.StateActive {
+		return fail(kmip14.ResultReasonIllegalOperation, "key %s cannot be deactivated: it is %s", o.id, o.condition())
 	}
 	o.State = uint32(kmip14.StateDeactivated)
 	o.Deactivation = r.now.Unix()
@@ -56,7 +54,7 @@ func (r *request) deactivate(o *object) error {
 }
 
 func (r *request) compromise(o *object, p *kmipwire.RevokeRequest) error {
-	switch kmip14.State(o.State) {
+	switch o.state() {
 	case kmip14.StateCompromised, kmip14.StateDestroyedCompromised:
 		return fail(kmip14.ResultReasonIllegalOperation, "key %s is known as compromised", o.id)
 	case kmip14.StateDestroyed:
@@ -72,19 +70,21 @@ func (r *request) compromise(o *object, p *kmipwire.RevokeRequest) error {
 	return nil
 }
 
-// destroy deletes the key and keeps its attributes (section 4.21).
+// destroy deletes the content of an object and keeps its attributes (section
+// 4.21).
 func (r *request) destroy(p *kmipwire.DestroyRequest) (any, error) {
 	id, err := r.change(p.UniqueIdentifier, func(o *object) error {
-		switch kmip14.State(o.State) {
-		case kmip14.StatePreActive, kmip14.StateDeactivated:
-			o.State = uint32(kmip14.StateDestroyed)
-		case kmip14.StateCompromised:
-			o.State = uint32(kmip14.StateDestroyedCompromised)
-		case kmip14.StateActive:
+		switch {
+		case o.destroyed():
+			return fail(kmip14.ResultReasonPermissionDenied, "object %s is destroyed already", o.id)
+		case o.state() == kmip14.StateActive:
 			return fail(kmip14.ResultReasonPermissionDenied, "key %s is active: revoke it first", o.id)
-		default:
-			return fail(kmip14.ResultReasonPermissionDenied, "key %s is destroyed already", o.id)
+		case o.state() == kmip14.StateCompromised:
+			o.State = uint32(kmip14.StateDestroyedCompromised)
+		case o.state() != 0:
+			o.State = uint32(kmip14.StateDestroyed)
 		}
+		o.Digest = o.lastDigest()
 		o.Destroy = r.now.Unix()
 		o.wipe()
 		return nil
@@ -92,20 +92,14 @@ func (r *request) destroy(p *kmipwire.DestroyRequest) (any, error) {
 	return &kmipwire.DestroyResponse{UniqueIdentifier: id}, err
 }
 
-// change applies fn to the object that a request means, and tells its ID.
-func (r *request) change(id string, fn func(*object) error) (changed string, err error) {
-	err = r.store.update(func(t *tx) error {
-		o, err := r.object(t, id)
-		if err != nil {
-			return err
-		}
-		defer o.wipe()
-		if err := fn(o); err != nil {
-			return err
-		}
-		o.LastChange = r.now.Unix()
-		changed = o.id.String()
-		return t.put(o)
-	})
-	return changed, err
+// condition says in words why an operation on an object is refused.
+func (o *object) condition() string {
+	if o.State == 0 {
+		return "an object without a state"
+	}
+	return o.state().String()
+}
+
+func stateless(o *object) error {
+	return fail(kmip14.ResultReasonIllegalOperation, "object %s is of a type that has no state", o.id)
 }

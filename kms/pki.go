@@ -1,20 +1,23 @@
 package kms
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"os"
+	"strings"
 	"time"
-
-	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
 // How long certificates are valid. Nobody renews them, and a home must still
@@ -24,40 +27,39 @@ const (
 	leafYears = 20
 )
 
-// clientName is the common name in the client's certificate, by which the
-// server knows who made a key.
+// clientName is the name of the client that Init makes.
 const clientName = "vmcrypt"
 
 // identity is a certificate with its key.
 type identity struct {
 	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
 }
 
 // issueCertificates makes a certificate authority and, under it, the
-// certificates of the server and of its one client.
-func issueCertificates() (contents, error) {
+// certificates of the server and of its first client, which it also returns.
+func issueCertificates() (contents, *x509.Certificate, error) {
 	ca, err := issue(caTemplate(), nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	server, err := issue(serverTemplate(), ca)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	client, err := issue(leafTemplate(clientName, x509.ExtKeyUsageClientAuth), ca)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	files := contents{}
 	for name, id := range map[string]*identity{"kms/ca": ca, "kms/server": server, "config/client": client} {
 		files[name+".pem"] = id.certPEM()
 		if files[name+".key"], err = id.keyPEM(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	files["config/ca.pem"] = ca.certPEM()
-	return files, nil
+	return files, client.cert, nil
 }
 
 func template(name string, years int) *x509.Certificate {
@@ -103,19 +105,78 @@ func issue(t *x509.Certificate, ca *identity) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ca == nil {
+		ca = &identity{cert: t, key: key}
+	}
+	cert, err := ca.sign(t, &key.PublicKey)
+	return &identity{cert: cert, key: key}, err
+}
+
+// sign makes a certificate for a public key. It ends with the authority's at
+// the latest.
+func (id *identity) sign(t *x509.Certificate, key any) (_ *x509.Certificate, err error) {
 	if t.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)); err != nil {
 		return nil, err
 	}
-	parent := &identity{cert: t, key: key}
-	if ca != nil {
-		parent = ca
+	if t.NotAfter.After(id.cert.NotAfter) {
+		t.NotAfter = id.cert.NotAfter
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, parent.cert, &key.PublicKey, parent.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, id.cert, key, id.key)
 	if err != nil {
 		return nil, fmt.Errorf("certificate of %s: %w", t.Subject.CommonName, err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	return &identity{cert: cert, key: key}, err
+	return x509.ParseCertificate(der)
+}
+
+// authority reads the home's certificate authority, whose key must be in Dir
+// only while certificates are issued.
+func (h Home) authority() (*identity, error) {
+	pair, err := tls.LoadX509KeyPair(h.path("ca.pem"), h.path("ca.key"))
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority in %s: %w", h.Dir, err)
+	}
+	key, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s: not a key that signs", h.path("ca.key"))
+	}
+	return &identity{cert: pair.Leaf, key: key}, nil
+}
+
+// publicKey gives the key that a certificate signing request (PKCS #10, PEM) is
+// for. Nothing else is taken from it. The request proves that whoever made it
+// has the private key.
+func publicKey(csr []byte) (any, error) {
+	block, _ := pem.Decode(csr)
+	if block == nil || !strings.HasSuffix(block.Type, "CERTIFICATE REQUEST") {
+		return nil, errors.New("no certificate signing request in PEM")
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKey(request.PublicKey); err != nil {
+		return nil, err
+	}
+	return request.PublicKey, request.CheckSignature()
+}
+
+// checkKey takes RSA of 2048 to 8192 bits, Ed25519 and the NIST curves from
+// P-256 on.
+func checkKey(key any) error {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < 2048 || n > 8192 {
+			return fmt.Errorf("an RSA key of %d bits; it must have 2048 to 8192", n)
+		}
+	case *ecdsa.PublicKey:
+		if k.Curve.Params().BitSize < 256 {
+			return fmt.Errorf("a key on %s; P-256 is the least", k.Curve.Params().Name)
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("a key of type %T", key)
+	}
+	return nil
 }
 
 func (id *identity) certPEM() []byte {
@@ -128,25 +189,4 @@ func (id *identity) keyPEM() ([]byte, error) {
 		return nil, err
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
-
-// serverTLS requires clients to show a certificate of the home's CA.
-func (h Home) serverTLS() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(h.path("server.pem"), h.path("server.key"))
-	if err != nil {
-		return nil, fmt.Errorf("certificate of the key manager in %s: %w", h.Dir, err)
-	}
-	ca, err := readSmall(h.path("ca.pem"))
-	if err != nil {
-		return nil, err
-	}
-	c := kmipwire.TLSConfig()
-	c.Certificates = []tls.Certificate{cert}
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	c.ClientCAs = x509.NewCertPool()
-	c.SessionTicketsDisabled = true // every connection proves its certificate
-	if !c.ClientCAs.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s: no certificate in it", h.path("ca.pem"))
-	}
-	return c, nil
 }

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -13,49 +14,61 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
-// schemaVersion is the version of the store's format, described at the package.
-const schemaVersion = 1
+// schemaVersion is the version of the store's format, described in docs/format.md.
+const schemaVersion = 2
 
 // sealer holds what is derived from a root key for one store.
 type sealer struct {
+	schema  uint32
 	store   uuid.UUID
+	root    *secret.Buffer
 	objects *subtle.AESGCM
 	names   *secret.Buffer
 	check   []byte // tells whether the root key is the store's
 }
 
-func newSealer(root *secret.Buffer, store uuid.UUID) (*sealer, error) {
-	objects, err := derive(root, store, "vmcrypt kms 1 objects")
+// newSealer derives the keys of a store that is of some schema. It keeps a copy
+// of the root key.
+func newSealer(root *secret.Buffer, store uuid.UUID, schema uint32) (_ *sealer, err error) {
+	s := &sealer{schema: schema, store: store}
+	defer func() {
+		if err != nil {
+			s.destroy()
+		}
+	}()
+	if s.root, err = secret.Take(bytes.Clone(root.Bytes())); err != nil {
+		return nil, err
+	}
+	objects, err := s.derive("objects")
 	if err != nil {
 		return nil, err
 	}
 	defer secret.Wipe(objects)
-	aead, err := subtle.NewAESGCM(objects)
+	if s.objects, err = subtle.NewAESGCM(objects); err != nil {
+		return nil, err
+	}
+	if s.check, err = s.derive("check"); err != nil {
+		return nil, err
+	}
+	names, err := s.derive("names")
 	if err != nil {
 		return nil, err
 	}
-	check, err := derive(root, store, "vmcrypt kms 1 check")
-	if err != nil {
-		return nil, err
-	}
-	names, err := derive(root, store, "vmcrypt kms 1 names")
-	if err != nil {
-		return nil, err
-	}
-	s := &sealer{store: store, objects: aead, check: check}
 	s.names, err = secret.Take(names)
 	return s, err
 }
 
 // derive is HKDF-SHA256 (RFC 5869) with the store's UUID as salt.
-func derive(root *secret.Buffer, store uuid.UUID, info string) ([]byte, error) {
-	var key []byte
-	var err error
-	secret.Do(func() { key, err = hkdf.Key(sha256.New, root.Bytes(), store[:], info, 32) })
+func (s *sealer) derive(purpose string) (key []byte, err error) {
+	info := fmt.Sprintf("vmcrypt kms %d %s", s.schema, purpose)
+	secret.Do(func() { key, err = hkdf.Key(sha256.New, s.root.Bytes(), s.store[:], info, 32) })
 	return key, err
 }
 
-func (s *sealer) destroy() { s.names.Destroy() }
+func (s *sealer) destroy() {
+	s.root.Destroy()
+	s.names.Destroy()
+}
 
 // seal encrypts the record of an object, bound to its ID and to this store.
 func (s *sealer) seal(id uuid.UUID, record []byte) ([]byte, error) {
@@ -74,14 +87,18 @@ func (s *sealer) open(id uuid.UUID, sealed []byte) ([]byte, error) {
 // associatedData is of fixed length, so that no two triples share one.
 func (s *sealer) associatedData(id uuid.UUID) []byte {
 	ad := []byte("vmcrypt kms object")
-	ad = binary.BigEndian.AppendUint32(ad, schemaVersion)
+	ad = binary.BigEndian.AppendUint32(ad, s.schema)
 	ad = append(ad, s.store[:]...)
 	return append(ad, id[:]...)
 }
 
-// nameKey is the key of a name in the index, which does not show the name.
-func (s *sealer) nameKey(n name) []byte {
+// nameKey is the key in the index of what an owner calls an object. It does not
+// show the name, and its input is of one reading: the length of the owner, the
+// owner, the type, the name.
+func (s *sealer) nameKey(owner string, n name) []byte {
 	mac := hmac.New(sha256.New, s.names.Bytes())
+	mac.Write(binary.BigEndian.AppendUint32(nil, uint32(len(owner))))
+	mac.Write([]byte(owner))
 	mac.Write(binary.BigEndian.AppendUint32(nil, n.Type))
 	mac.Write([]byte(n.Value))
 	return mac.Sum(nil)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -20,36 +21,32 @@ const (
 // passing. Requests that have arrived when ctx ends are answered, and Serve
 // returns nil.
 func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (err error) {
-	s, err := h.openToServe(ctx)
+	srv, err := h.openToServe(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	if _, err := s.count(); err != nil {
-		return err
-	}
-	config, err := h.serverTLS()
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, srv.close()) }()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	c, err := h.startControl(s, l.Addr())
+	c, err := h.startControl(srv, l.Addr())
 	if err != nil {
 		return err
 	}
 	defer c.stop()
 	// Whoever asks from now on waits for the store instead.
 	defer context.AfterFunc(ctx, c.stop)()
+	var marking sync.WaitGroup
+	defer marking.Wait()
+	marking.Go(func() { srv.keepMarking(ctx) })
 	ready(l.Addr())
-	(&server{engine: newEngine(s), tls: config, timeouts: serverTimeouts}).serve(ctx, l)
+	srv.serve(ctx, l)
 	return nil
 }
 
-func (h Home) openToServe(ctx context.Context) (*store, error) {
+func (h Home) openToServe(ctx context.Context) (*server, error) {
 	s, running, err := h.access(ctx, forWriting)
 	if err != nil {
 		return nil, err
@@ -57,19 +54,32 @@ func (h Home) openToServe(ctx context.Context) (*store, error) {
 	if running != nil {
 		return nil, fmt.Errorf("%s: %w: it is served at %s", h.Dir, ErrBusy, running.Address)
 	}
-	return s, nil
+	if _, err := s.count(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	srv, err := h.newServer(s, serverTimeouts)
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return srv, nil
 }
 
 // access finds the way to the store: the server that runs, or else the store
-// itself, opened when everybody else is done with it.
+// itself, opened when everybody else is done with it. Who has to be asked for a
+// passphrase is asked before, lest everybody wait for it.
 func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, storeWait, fmt.Errorf("waited %v", storeWait))
 	defer cancel()
+	var p passphrases
+	defer func() { p.destroy() }()
 	for {
 		if running, err := h.status(ctx); err == nil {
 			return nil, running, nil
 		}
-		s, err := h.open(mode, storePoll)
+		if p == nil {
+			p = h.passphrases()
+		}
+		s, err := h.openWith(p, mode, storePoll)
 		if !errors.Is(err, ErrBusy) {
 			return s, nil, err
 		}
@@ -81,13 +91,22 @@ func (h Home) access(ctx context.Context, mode openMode) (*store, *status, error
 
 // open opens the store under the home's root key.
 func (h Home) open(mode openMode, wait time.Duration) (*store, error) {
+	p := h.passphrases()
+	defer p.destroy()
+	return h.openWith(p, mode, wait)
+}
+
+// openWith opens the store with what passphrases gave.
+func (h Home) openWith(p passphrases, mode openMode, wait time.Duration) (*store, error) {
 	if !h.Exists() {
 		return nil, fmt.Errorf("%s: %w", h.Dir, ErrMissing)
 	}
-	root, err := h.rootKey()
-	if err != nil {
-		return nil, err
+	s, err := openStore(h.path(storeFile), func() ([]*kept, error) { return h.rootKeys(p) }, mode, wait)
+	if err != nil || mode == forReading {
+		return s, err
 	}
-	defer root.Destroy()
-	return openStore(h.path(storeFile), root, mode, wait)
+	if err := h.settleRootKey(s); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }

@@ -1,7 +1,6 @@
 package kms
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -11,7 +10,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -347,6 +345,19 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
+// newTestServer is a server that is not listening yet, closed when the test
+// ends.
+func newTestServer(t *testing.T, h Home) *server {
+	t.Helper()
+	srv := startServer(t, h)
+	t.Cleanup(func() {
+		if err := srv.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return srv
+}
+
 func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -354,12 +365,8 @@ func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	h := newHome(t)
-	config, err := h.serverTLS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newTestServer(t, h)
 	done := make(chan struct{})
-	s := &server{engine: &engine{}, tls: config, timeouts: localTimeouts}
 	go func() { s.serve(ctx, &failingListener{l, 3}); close(done) }()
 	conn, err := tls.Dial("tcp", l.Addr().String(), clientTLS(t, h))
 	if err != nil {
@@ -372,93 +379,18 @@ func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 
 func TestPanicEndsOnlyItsConnection(t *testing.T) {
 	h := newHome(t)
-	config, err := h.serverTLS()
-	if err != nil {
-		t.Fatal(err)
-	}
 	local, remote, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(nil)
-	e.operations[kmip14.OperationLocate] = func(*request, []byte) (any, error) { panic("a bug") }
-	s := &server{engine: e, tls: config, timeouts: localTimeouts}
+	s := newTestServer(t, h)
+	s.engine.operations[kmip14.OperationLocate] = func(*request, []byte) (any, error) { panic("a bug") }
 	done := make(chan struct{})
-	go func() { s.handle(t.Context(), remote); close(done) }()
+	go func() { s.handle(t.Context(), s.guests.enter(t.Context(), remote)); close(done) }()
 	c := &client{t: t, version: newest, conn: kmipwire.NewConn(tls.Client(local, clientTLS(t, h)), kmipwire.DefaultTimeouts)}
 	defer c.conn.Close()
 	if _, err := c.roundTrip(c.message(items(kmip14.OperationLocate, &kmipwire.LocateRequest{})...)); err == nil {
 		t.Error("got an answer")
 	}
 	<-done
-}
-
-// killRounds is how often the server is killed. The interval between rounds is
-// different each time.
-const killRounds = 8
-
-// TestKill: after kill -9 under load every acknowledged key is there.
-func TestKill(t *testing.T) {
-	h := newHome(t)
-	acknowledged := map[string]string{}
-	for round := range killRounds {
-		child := startChild(t, h)
-		time.AfterFunc(time.Duration(20+37*round)*time.Millisecond, func() { _ = child.Process.Kill() })
-		maps.Copy(acknowledged, createUntilKilled(t, h, round))
-		_ = child.Wait() // killed
-	}
-	if len(acknowledged) == 0 {
-		t.Fatal("no key was made")
-	}
-	t.Logf("%d keys over %d rounds", len(acknowledged), killRounds)
-	checkStore(t, h)
-	c := dial(t, h)
-	defer c.conn.Close()
-	for id, key := range acknowledged {
-		if c.get(id) != key {
-			t.Errorf("key %s changed", id)
-		}
-	}
-}
-
-// startChild serves the home from a process of its own.
-func startChild(t *testing.T, h Home) *exec.Cmd {
-	t.Helper()
-	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), serveEnv+"="+h.ConfigDir())
-	child.Stderr = os.Stderr
-	out, err := child.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = child.Process.Kill() })
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("server process: %v", err)
-	}
-	return child
-}
-
-// createUntilKilled makes keys until the server is gone and returns those that
-// it acknowledged. Half of them are read back as well.
-func createUntilKilled(t *testing.T, h Home, round int) map[string]string {
-	t.Helper()
-	keys := map[string]string{}
-	c, err := dialErr(t, h)
-	if err != nil {
-		return keys // killed before we came
-	}
-	defer c.conn.Close()
-	for i := 0; ; i++ {
-		name := fmt.Sprintf("%d.%d", round, i)
-		out, err := c.roundTrip(c.message(items(
-			kmip14.OperationCreate, createRequest(nameAttribute(name)), kmip14.OperationGet, &kmipwire.GetRequest{})...))
-		if err != nil {
-			return keys
-		}
-		got := payloadOf[kmipwire.GetResponse](t, out.BatchItem[1])
-		keys[got.UniqueIdentifier] = string(got.SymmetricKey.KeyBlock.KeyValue.KeyMaterial)
-	}
 }

@@ -3,22 +3,21 @@ package kms
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
-
-// maxConnections bounds the connections served at once; more wait to be
-// accepted.
-const maxConnections = 256
 
 // serverTimeouts bound how long a client can hold a connection.
 var serverTimeouts = kmipwire.Timeouts{
@@ -29,9 +28,13 @@ var serverTimeouts = kmipwire.Timeouts{
 
 // server speaks KMIP over TLS with whoever connects.
 type server struct {
-	engine   *engine
-	tls      *tls.Config
-	timeouts kmipwire.Timeouts
+	engine       *engine
+	clients      *registry
+	certificates *certificates
+	audit        *auditLog
+	marked       auditHead // of the audit log, in the store
+	guests       *guests
+	timeouts     kmipwire.Timeouts
 }
 
 // serve accepts connections until ctx ends, then lets the requests that have
@@ -40,27 +43,23 @@ func (s *server) serve(ctx context.Context, l net.Listener) {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var connections sync.WaitGroup
 	defer connections.Wait()
-	free := make(chan struct{}, maxConnections)
 	for {
-		select {
-		case free <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		conn, err := accept(ctx, l)
+		conn, err := s.accept(ctx, l)
 		if err != nil {
 			return
 		}
-		connections.Go(func() {
-			defer func() { <-free }()
-			s.handle(ctx, conn)
-		})
+		guest := s.guests.enter(ctx, conn)
+		if guest == nil {
+			conn.Close()
+			return
+		}
+		connections.Go(func() { s.handle(ctx, guest) })
 	}
 }
 
-// accept waits for a connection. Errors of the moment, such as too many open
-// files, only slow it down; it fails when ctx ends.
-func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+// accept waits for a connection. Errors of the moment only slow it down; it
+// fails when ctx ends.
+func (s *server) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		conn, err := l.Accept()
 		if err == nil {
@@ -70,6 +69,9 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 			return nil, ctx.Err()
 		}
 		slog.Warn("key manager cannot accept a connection", "error", err)
+		if errors.Is(err, syscall.EMFILE) && s.guests.relieve() {
+			delay = 5 * time.Millisecond
+		}
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
@@ -79,40 +81,120 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 }
 
 // handle serves a connection to its end, and closes it.
-func (s *server) handle(ctx context.Context, conn net.Conn) {
-	t := tls.Server(conn, s.tls)
-	c := kmipwire.NewConn(t, s.timeouts)
-	defer c.Close()
+func (s *server) handle(ctx context.Context, guest *guest) {
+	v := &visit{server: s, guest: guest}
+	defer s.guests.leave(v.guest)
 	defer func() {
 		if r := recover(); r != nil {
 			slog.Error("key manager: panic in a connection", "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	if err := c.Handshake(ctx); err != nil {
-		slog.Debug("key manager: TLS handshake failed", "client", conn.RemoteAddr().String(), "error", err)
+	if !v.introduce(ctx) {
 		return
 	}
-	client := t.ConnectionState().PeerCertificates[0].Subject.CommonName
-	for s.exchange(ctx, c, client) {
+	defer v.conn.Close()
+	for v.exchange(ctx) {
 	}
 }
 
-// exchange answers one message and tells whether the connection goes on. The
-// end of ctx interrupts waiting for a message, not the answer to one.
-func (s *server) exchange(ctx context.Context, c *kmipwire.Conn, client string) bool {
-	msg, err := c.Read(ctx)
-	if errors.Is(err, kmipwire.ErrMalformed) {
-		f := fail(kmip14.ResultReasonInvalidMessage, "malformed message")
-		_ = c.Write(ctx, s.engine.refuse(nil, f)) // the connection ends either way
-	}
-	if err != nil {
-		if !errors.Is(err, io.EOF) {
-			slog.Debug("key manager: connection ended", "client", client, "error", err)
-		}
+// visit is a connection being served.
+type visit struct {
+	*server
+	guest  *guest
+	conn   *kmipwire.Conn
+	cert   *x509.Certificate
+	engine *engine // reports to the audit log where the requests came from
+}
+
+// introduce finds out who the client is, and tells whether it may stay.
+func (v *visit) introduce(ctx context.Context) bool {
+	raw := &newcomer{v.guest.conn, maxHandshake}
+	t := tls.Server(raw, v.certificates.tls(func() { v.guests.greet(v.guest) }))
+	v.conn = kmipwire.NewConn(t, v.timeouts)
+	if err := v.conn.Handshake(ctx); err != nil {
+		slog.Debug("key manager: TLS handshake failed", "address", v.guest.address, "error", err)
 		return false
 	}
+	raw.left = math.MaxInt
+	v.cert = t.ConnectionState().PeerCertificates[0]
+	v.engine = v.server.engine.reporting(func(entries []auditEntry) error {
+		for i := range entries {
+			entries[i].Address = v.guest.address
+		}
+		return v.audit.append(entries)
+	})
+	return v.guests.identify(v.guest, v.client())
+}
+
+// maxHandshake bounds, in bytes, what a client can send before it has proved who
+// it is. Package tls alone would keep hundreds of KiB.
+const maxHandshake = 32 << 10
+
+// newcomer is a connection that does not take more than left bytes.
+type newcomer struct {
+	net.Conn
+	left int
+}
+
+func (c *newcomer) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errors.New("too long a handshake")
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
+}
+
+func (v *visit) client() string { return v.cert.Subject.CommonName }
+
+// exchange answers one message and tells whether the connection goes on. The
+// end of ctx interrupts waiting for a message, not the answer to one.
+func (v *visit) exchange(ctx context.Context) bool {
+	reserved := 0
+	defer func() { v.guests.release(v.guest, reserved) }()
+	msg, err := v.conn.ReadReserved(ctx, func(ctx context.Context, n int) error {
+		err := v.guests.reserve(ctx, v.guest, n)
+		if err == nil {
+			reserved = n
+		}
+		return err
+	})
 	defer kmipwire.Wipe(msg)
-	response, ok := s.engine.answer(msg, client)
+	if err != nil {
+		v.refuse(ctx, err)
+		return false
+	}
+	if !v.guests.begin(ctx, v.guest) {
+		return false
+	}
+	defer v.guests.end(v.guest)
+	return v.answer(context.WithoutCancel(ctx), msg)
+}
+
+func (v *visit) answer(ctx context.Context, msg []byte) bool {
+	if err := v.clients.admit(v.cert); err != nil { // since the handshake
+		slog.Warn("key manager: request refused", "address", v.guest.address, "error", err)
+		return false
+	}
+	response, ok := v.engine.answer(msg, v.client())
 	defer kmipwire.Wipe(response)
-	return c.Write(context.WithoutCancel(ctx), response) == nil && ok
+	return v.conn.Write(ctx, response) == nil && ok
+}
+
+// refuse ends the conversation with a client that sent no message.
+func (v *visit) refuse(ctx context.Context, err error) {
+	switch {
+	case errors.Is(err, kmipwire.ErrMalformed):
+		f := fail(kmip14.ResultReasonInvalidMessage, "malformed message")
+		_ = v.conn.Write(ctx, v.engine.refuse(nil, f)) // the connection ends either way
+	case !errors.Is(err, io.EOF):
+		slog.Debug("key manager: connection ended", "client", v.client(), "error", err)
+	}
+}
+
+// reporting gives an engine that reports what it does to audit.
+func (e *engine) reporting(audit func([]auditEntry) error) *engine {
+	own := *e
+	own.audit = audit
+	return &own
 }

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,23 +25,31 @@ var (
 	objectsBucket = []byte("objects")
 	namesBucket   = []byte("names")
 
-	schemaKey = []byte("schema")
-	storeKey  = []byte("store")
-	checkKey  = []byte("check")
+	schemaKey     = []byte("schema")
+	storeKey      = []byte("store")
+	checkValueKey = []byte("check")
 )
 
 // store is the key manager's objects on disk. One process at a time has it
 // open for writing; every change is durable when update returns.
 type store struct {
-	db     *bbolt.DB
-	path   string
-	sealer *sealer
+	db        *bbolt.DB
+	path      string
+	committer committer
+	rotation  sync.RWMutex // held for reading while sealer and data must match
+	sealer    *sealer      // the holder of the committer's turn may read it too
+	keeper    *keeper      // of the root key
+	keyFile   string       // the name of the file that the root key is in
 }
 
-// createStore makes an empty store, sealed under root, in a new file.
-func createStore(path string, root *secret.Buffer) error {
+func newStore(path string) *store {
+	return &store{path: path, committer: committer{turn: make(chan struct{}, 1)}}
+}
+
+// createStore makes a store without objects, sealed under root, in a new file.
+func createStore(path string, root *secret.Buffer, clients ...registered) error {
 	id := uuid.New()
-	seal, err := newSealer(root, id)
+	seal, err := newSealer(root, id, schemaVersion)
 	if err != nil {
 		return err
 	}
@@ -48,27 +58,32 @@ func createStore(path string, root *secret.Buffer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(db.Update(func(tx *bbolt.Tx) error { return initialize(tx, seal) }), db.Close())
+	return errors.Join(db.Update(func(tx *bbolt.Tx) error { return initialize(tx, seal, clients) }), db.Close())
 }
 
 func createFile(path string, flag int, perm fs.FileMode) (*os.File, error) {
 	return os.OpenFile(path, flag|os.O_EXCL, perm)
 }
 
-func initialize(tx *bbolt.Tx, s *sealer) error {
+func initialize(b *bbolt.Tx, s *sealer, clients []registered) error {
 	for _, name := range [][]byte{objectsBucket, namesBucket} {
-		if _, err := tx.CreateBucket(name); err != nil {
+		if _, err := b.CreateBucket(name); err != nil {
 			return err
 		}
 	}
-	meta, err := tx.CreateBucket(metaBucket)
+	for _, c := range clients {
+		if err := (&tx{bolt: b, sealer: s}).putClient(c); err != nil {
+			return err
+		}
+	}
+	meta, err := b.CreateBucket(metaBucket)
 	if err != nil {
 		return err
 	}
 	return errors.Join(
 		meta.Put(schemaKey, binary.BigEndian.AppendUint32(nil, schemaVersion)),
 		meta.Put(storeKey, s.store[:]),
-		meta.Put(checkKey, s.check))
+		meta.Put(checkValueKey, s.check))
 }
 
 // openMode says what a store is opened for.
@@ -81,13 +96,30 @@ const (
 
 // openStore opens a store that exists, waiting for others to close it for at
 // most wait; it fails with ErrBusy, ErrMissing, ErrVersion, ErrRootKey or
-// ErrDamaged, and then has changed nothing.
-func openStore(path string, root *secret.Buffer, mode openMode, wait time.Duration) (*store, error) {
-	s := &store{path: path}
+// ErrDamaged, and then has changed nothing. A store of an earlier schema is
+// brought to this one first.
+func openStore(path string, roots rootKeys, mode openMode, wait time.Duration) (*store, error) {
+	s, err := openCurrent(path, roots, mode, wait)
+	if !errors.Is(err, errOldSchema) {
+		return s, err
+	}
+	if err := migrate(path, roots, wait); err != nil {
+		return nil, err
+	}
+	return openCurrent(path, roots, mode, wait)
+}
+
+// openCurrent fails with errOldSchema if the store has to be migrated first.
+func openCurrent(path string, roots rootKeys, mode openMode, wait time.Duration) (*store, error) {
+	s := newStore(path)
 	if err := s.openFile(mode, wait); err != nil {
 		return nil, err
 	}
-	if err := s.unlock(root); err != nil {
+	err := s.unlock(roots)
+	if err == nil && s.sealer.schema < schemaVersion {
+		err = errOldSchema
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
@@ -149,18 +181,35 @@ func (s *store) explain(err error) error {
 	return fmt.Errorf("%s: %w: %v", s.path, ErrDamaged, err)
 }
 
-// unlock checks that the store is whole and derives its keys.
-func (s *store) unlock(root *secret.Buffer) error {
+// rootKeys gives the root keys that a store may be sealed under. It is called
+// while nobody else can write to the store. There may be some besides an error.
+type rootKeys func() ([]*kept, error)
+
+// unlock checks that the store is whole, and derives its keys from the root key
+// that it was sealed under.
+func (s *store) unlock(roots rootKeys) error {
+	keys, failed := roots()
+	defer func() {
+		for _, k := range keys {
+			k.destroy()
+		}
+	}()
+	if len(keys) == 0 {
+		return failed
+	}
 	err := guard(func() error {
-		return s.db.View(func(tx *bbolt.Tx) error { return s.readMeta(tx, root) })
+		return s.db.View(func(tx *bbolt.Tx) error { return s.readMeta(tx, keys) })
 	})
+	if errors.Is(err, ErrRootKey) && failed != nil {
+		return failed
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.path, err)
 	}
 	return nil
 }
 
-func (s *store) readMeta(tx *bbolt.Tx, root *secret.Buffer) error {
+func (s *store) readMeta(tx *bbolt.Tx, keys []*kept) error {
 	if err := checkSize(tx); err != nil {
 		return err
 	}
@@ -168,22 +217,39 @@ func (s *store) readMeta(tx *bbolt.Tx, root *secret.Buffer) error {
 	if meta == nil || tx.Bucket(objectsBucket) == nil || tx.Bucket(namesBucket) == nil {
 		return fmt.Errorf("%w: not a key store", ErrDamaged)
 	}
-	if schema := meta.Get(schemaKey); len(schema) != 4 {
+	schema := meta.Get(schemaKey)
+	if len(schema) != 4 {
 		return fmt.Errorf("%w: no schema version", ErrDamaged)
-	} else if v := binary.BigEndian.Uint32(schema); v != schemaVersion {
-		return fmt.Errorf("%w %d of the store: this version of vmcrypt knows %d", ErrVersion, v, schemaVersion)
+	}
+	v := binary.BigEndian.Uint32(schema)
+	if v < 1 || v > schemaVersion {
+		return fmt.Errorf("%w %d of the store: this version of vmcrypt knows 1 to %d", ErrVersion, v, schemaVersion)
 	}
 	id, err := uuid.FromBytes(meta.Get(storeKey))
 	if err != nil {
 		return fmt.Errorf("%w: no store UUID", ErrDamaged)
 	}
-	if s.sealer, err = newSealer(root, id); err != nil {
+	for _, k := range keys {
+		if err := s.tryKey(k, id, v, meta.Get(checkValueKey)); !errors.Is(err, ErrRootKey) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %s is not the one this store was made with", ErrRootKey, rootKeyFile)
+}
+
+// tryKey takes a root key into use if the store was sealed under it.
+func (s *store) tryKey(k *kept, id uuid.UUID, schema uint32, check []byte) error {
+	seal, err := newSealer(k.root, id, schema)
+	if err != nil {
 		return err
 	}
-	if !hmac.Equal(meta.Get(checkKey), s.sealer.check) {
-		return fmt.Errorf("%w: %s is not the one this store was made with", ErrRootKey, rootKeyFile)
+	if !hmac.Equal(check, seal.check) {
+		seal.destroy()
+		return ErrRootKey
 	}
-	return nil
+	s.sealer, s.keyFile = seal, k.name
+	s.keeper, err = parseKeeper(k.keeper.bytes())
+	return err
 }
 
 // checkSize finds a file that was cut off: reading beyond its end would kill
@@ -199,83 +265,63 @@ func checkSize(tx *bbolt.Tx) error {
 	return nil
 }
 
+// panicked is the error of a function that did not end by itself. What it was
+// doing is left half done.
+type panicked struct{ error }
+
+func (p *panicked) Unwrap() error { return p.error }
+
 // guard runs fn and turns the panics with which bbolt answers to damage, and
 // reads beyond the end of its file, into errors.
 func guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+			err = &panicked{fmt.Errorf("%w: %v", ErrDamaged, r)}
 		}
 	}()
 	return fn()
 }
 
+// close waits for what is being done with the store.
 func (s *store) close() error {
+	s.committer.turn <- struct{}{}
+	defer func() { <-s.committer.turn }()
+	s.rotation.Lock()
+	defer s.rotation.Unlock()
 	if s.sealer != nil {
 		s.sealer.destroy()
 	}
+	s.keeper.destroy()
 	return s.db.Close()
 }
 
-// view runs fn on a consistent state of the store.
+// view runs fn on a consistent state of the store. It must not be called within
+// fn.
 func (s *store) view(fn func(*tx) error) error {
+	s.rotation.RLock()
+	defer s.rotation.RUnlock()
 	return guard(func() error {
-		return s.db.View(func(b *bbolt.Tx) error { return fn(&tx{b, s.sealer}) })
-	})
-}
-
-// update runs fn and makes what it changed durable, or nothing if it fails.
-func (s *store) update(fn func(*tx) error) error {
-	return guard(func() error {
-		return s.db.Update(func(b *bbolt.Tx) error { return fn(&tx{b, s.sealer}) })
+		return s.db.View(func(b *bbolt.Tx) error { return fn(&tx{bolt: b, sealer: s.sealer}) })
 	})
 }
 
 // snapshot copies a consistent state of the store into memory. It holds sealed
 // keys only. While it is copied, whoever writes may have to wait, so it is not
-// sent to anybody straight away.
-func (s *store) snapshot() (*memfile, error) {
-	m, err := newMemfile()
-	if err != nil {
-		return nil, err
+// sent to anybody straight away. With it comes the root key.
+func (s *store) snapshot() (m *memfile, root *secret.Buffer, err error) {
+	if m, err = newMemfile(); err != nil {
+		return nil, nil, err
 	}
 	err = s.view(func(t *tx) error {
-		_, err := t.bolt.WriteTo(m)
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
-}
-
-// census is what a store holds at one moment.
-type census struct {
-	Store    uuid.UUID `json:"store"`
-	Sequence uint64    `json:"sequence"` // keys ever made
-	Objects  int       `json:"objects"`  // objects there are, destroyed ones included
-}
-
-// count looks at every object and every name: each record must open under the
-// root key, and the index must lead from each name to its object.
-func (s *store) count() (census, error) {
-	c := census{Store: s.sealer.store}
-	err := s.view(func(t *tx) error {
-		c.Sequence = t.sequence()
-		names := 0
-		err := t.each(func(o *object) error {
-			c.Objects++
-			names += len(o.Names)
-			return t.checkNames(o)
-		})
-		if err == nil && t.bolt.Bucket(namesBucket).Stats().KeyN != names {
-			err = fmt.Errorf("%w: the index of names does not match the objects", ErrDamaged)
+		if _, err := t.bolt.WriteTo(m); err != nil {
+			return err
 		}
+		root, err = secret.Take(bytes.Clone(t.sealer.root.Bytes()))
 		return err
 	})
 	if err != nil {
-		return census{}, fmt.Errorf("%s: %w", s.path, err)
+		return nil, nil, errors.Join(err, m.Close())
 	}
-	return c, nil
+	return m, root, nil
 }

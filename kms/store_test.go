@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -307,11 +309,7 @@ func TestFlippedBits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := h.rootKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Destroy()
+	root := func() ([]*kept, error) { return h.rootKeys(nil) }
 	want := keysIn(t, h.path(storeFile), root)
 	size, path := used(t, h), h.path("flipped.db")
 	r := rand.New(rand.NewPCG(1, 2))
@@ -341,7 +339,7 @@ func TestFlippedBits(t *testing.T) {
 	}
 }
 
-func keysIn(t *testing.T, path string, root *secret.Buffer) map[uuid.UUID]string {
+func keysIn(t *testing.T, path string, root rootKeys) map[uuid.UUID]string {
 	t.Helper()
 	keys, err := readKeys(path, root)
 	if err != nil || len(keys) == 0 {
@@ -350,7 +348,7 @@ func keysIn(t *testing.T, path string, root *secret.Buffer) map[uuid.UUID]string
 	return keys
 }
 
-func readKeys(path string, root *secret.Buffer) (map[uuid.UUID]string, error) {
+func readKeys(path string, root rootKeys) (map[uuid.UUID]string, error) {
 	s, err := openStore(path, root, forWriting, time.Second)
 	if err != nil {
 		return nil, err
@@ -391,5 +389,88 @@ func TestRecordRoundTrip(t *testing.T) {
 	got.wipe()
 	if got.material != nil {
 		t.Error("not wiped")
+	}
+}
+
+// TestBrokenPages: what bbolt itself finds wrong is found when the store is
+// checked, though every record reads well.
+func TestBrokenPages(t *testing.T) {
+	h := brokenHome(t)
+	edit(t, h, func(tx *bbolt.Tx) error { // a larger tree, with free pages
+		b, err := tx.CreateBucket([]byte("tmp"))
+		if err != nil {
+			return err
+		}
+		for i := range 500 {
+			if err := b.Put(binary.BigEndian.AppendUint32(nil, uint32(i)), make([]byte, 200)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	edit(t, h, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("tmp")) })
+	loseFreePage(t, h)
+	wantDamaged(t, h)
+}
+
+// loseFreePage takes the last entry off the free list. Its page begins with
+// number (8 bytes), flags (2: 16 for a free list), count (2) and overflow (4).
+func loseFreePage(t *testing.T, h Home) {
+	t.Helper()
+	data := readBytes(t, h.path(storeFile))
+	lost := 0
+	for at := 0; at+16 <= len(data); at += os.Getpagesize() {
+		page := data[at:]
+		if n := binary.NativeEndian.Uint16(page[10:]); binary.NativeEndian.Uint16(page[8:]) == 16 && n > 1 {
+			binary.NativeEndian.PutUint16(page[10:], n-1)
+			lost++
+		}
+	}
+	if lost == 0 {
+		t.Fatal("there is no free list")
+	}
+	if err := os.WriteFile(h.path(storeFile), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// largeStore is one of 10,000 objects.
+func largeStore(b *testing.B) (Home, *store) {
+	b.Helper()
+	h := homeIn(filepath.Join(b.TempDir(), "home"))
+	if err := h.Init(nil); err != nil {
+		b.Fatal(err)
+	}
+	s := openHome(b, h)
+	if err := s.update(func(t *tx) error {
+		for i := range 10_000 {
+			if err := t.add(newObject("me", fmt.Sprint(i))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+	return h, s
+}
+
+// BenchmarkCheck: as Serve does when it starts.
+func BenchmarkCheck(b *testing.B) {
+	_, s := largeStore(b)
+	for b.Loop() {
+		if _, err := s.count(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRotate: a new root key for all.
+func BenchmarkRotate(b *testing.B) {
+	h, s := largeStore(b)
+	for b.Loop() {
+		if err := h.rotate(s, nil); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

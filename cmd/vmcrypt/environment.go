@@ -41,7 +41,8 @@ func locate(c *cli.Context) (kms.Home, string, error) {
 	if err != nil {
 		return kms.Home{}, "", err
 	}
-	return kms.Home{Config: p.File, Dir: filepath.Join(p.State, "kms")}, p.File, nil
+	ask := &rootPassphrase{c: c}
+	return kms.Home{Config: p.File, Dir: filepath.Join(p.State, "kms"), Passphrase: ask.get}, p.File, nil
 }
 
 // host is the agent's view of this machine.

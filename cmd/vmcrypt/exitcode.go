@@ -13,6 +13,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/kek"
+	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
@@ -53,6 +54,7 @@ var codes = []struct {
 	{vmx.ErrVersion, exitTampered},
 	{vmx.ErrSyntax, exitTampered},
 	{agent.ErrDescriptor, exitTampered},
+	{kms.ErrAudit, exitTampered},
 	{dek.ErrWrongKEK, exitKey},
 	{agent.ErrAlias, exitKey},
 	{kek.ErrNotFound, exitKey},
@@ -96,6 +98,7 @@ var hints = []struct {
 	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
 	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},
+	{kms.ErrClientExists, "to give it another certificate for the same keys, add --replace"},
 	{errLost, "\"vmcrypt kms restore\" brings the key manager back from a backup; nothing else can"},
 	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
 	{syscall.ENOSPC, "make room or choose another --output; nothing was left behind"},

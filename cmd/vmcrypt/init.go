@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/kms"
 )
 
 func initCommand() *cli.Command {
@@ -19,6 +20,8 @@ func initCommand() *cli.Command {
 			"with \"vmcrypt kms backup\".",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Value: "127.0.0.1:5696", Usage: "`HOST:PORT` of this host's loopback that \"vmcrypt kms serve\" will listen on"},
+			rootKeyFlag(string(kms.RootKeyFile)),
+			rootPassphraseFlag(),
 		},
 		Action: initialise,
 	})
@@ -32,7 +35,7 @@ func initialise(c *cli.Context) error {
 	if err := checkAddress(address); err != nil {
 		return usageError{fmt.Errorf("--address %q: %w", address, err)}
 	}
-	home, file, err := locate(c)
+	home, file, err := keeping(c)
 	if err != nil {
 		return err
 	}
@@ -40,11 +43,12 @@ func initialise(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir, "warning": backupDue})
+		return writeJSON(c.App.Writer, map[string]string{
+			"config": file, "keyManager": home.Dir, "rootKey": string(home.RootKey), "warning": backupDue})
 	}
 	fmt.Fprintf(c.App.Writer, "made the key manager %s and its configuration %s\n", home.Dir, file)
 	fmt.Fprintln(c.App.Writer, backupDue)
-	return nil
+	return warnOfBareRootKey(c, home)
 }
 
 // checkAddress takes only addresses on loopback, which the certificate made now is

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/kms"
 )
 
 // backupDue is the one line that says so.
@@ -15,8 +17,9 @@ func kmsBackupCommand() *cli.Command {
 		Usage:     "write all that the local key manager holds to a file, under a passphrase",
 		ArgsUsage: "FILE",
 		Description: "Works while the key manager serves. FILE must not exist; it is read back and checked once it\n" +
-			"is written. Keep it, and the passphrase, away from this host.",
-		Flags:  passphraseFlags(),
+			"is written. Keep it, and the passphrase, away from this host. It needs nothing else to be\n" +
+			"restored: neither the root key's passphrase nor this host's systemd.",
+		Flags:  append(passphraseFlags(), rootPassphraseFlag()),
 		Action: kmsBackup,
 	})
 }
@@ -74,7 +77,7 @@ func kmsRestoreCommand() *cli.Command {
 		ArgsUsage: "FILE",
 		Description: "Restores the key manager, its certificates and the configuration, and only where none of them\n" +
 			"are.",
-		Flags:  passphraseFlags(),
+		Flags:  append(passphraseFlags(), rootKeyFlag(string(kms.RootKeyFile)), rootPassphraseFlag()),
 		Action: kmsRestore,
 	})
 }
@@ -84,7 +87,7 @@ func kmsRestore(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	home, file, err := locate(c)
+	home, file, err := keeping(c)
 	if err != nil {
 		return err
 	}
@@ -97,8 +100,8 @@ func kmsRestore(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir})
+		return writeJSON(c.App.Writer, map[string]string{"config": file, "keyManager": home.Dir, "rootKey": string(home.RootKey)})
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "restored the key manager %s and its configuration %s\n", home.Dir, file)
-	return err
+	fmt.Fprintf(c.App.Writer, "restored the key manager %s and its configuration %s\n", home.Dir, file)
+	return warnOfBareRootKey(c, home)
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 
 	"github.com/urfave/cli/v2"
@@ -16,6 +18,7 @@ func kmsServeCommand() *cli.Command {
 		Description: "Runs until it gets SIGINT or SIGTERM.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "listen at `HOST:PORT` (default: the address that the configuration has for the alias local)"},
+			rootPassphraseFlag(),
 		},
 		Action: kmsServe,
 	})
@@ -36,6 +39,9 @@ func kmsServe(c *cli.Context) error {
 			return usageError{fmt.Errorf("the configuration has no alias %q: name an address with --listen", config.LocalAlias)}
 		}
 		address = local.Servers[0].Address
+	}
+	if err := warnOfBareRootKey(c, e.home); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return e.home.Serve(c.Context, address, func(at net.Addr) {
 		if c.Bool("json") {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -48,14 +49,16 @@ func TestConfigurationElsewhere(t *testing.T) {
 	h.fails(exitFailure, []string{"vmcrypt init"}, "decrypt", at("enc"), "--output", at("dec"))
 }
 
-// serveKMS starts "vmcrypt kms serve" and waits until it listens.
-func (h *home) serveKMS() {
+// serveKMS starts "vmcrypt kms serve" and waits until it listens. It ends with
+// the test.
+func (h *home) serveKMS(args ...string) {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := h.command(ctx, "kms", "serve", "--listen", "127.0.0.1:0")
+	cmd := h.command(ctx, append([]string{"kms", "serve", "--listen", "127.0.0.1:0"}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
-	cmd.Stderr = os.Stderr
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -67,7 +70,7 @@ func (h *home) serveKMS() {
 		cancel()
 		_ = cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code != exitDone {
-			h.t.Errorf("kms serve: exit code %d", code)
+			h.t.Errorf("kms serve: exit code %d: %s", code, stderr.String())
 		}
 	})
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "listening") {

@@ -30,7 +30,12 @@ func newPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if err != nil || !typed(c) {
 		return first, err
 	}
-	second, err := prompt(c.Context, "the same again: ")
+	return confirmed(c.Context, first)
+}
+
+// confirmed has a passphrase typed once more, and destroys it if that differs.
+func confirmed(ctx context.Context, first *secret.Buffer) (*secret.Buffer, error) {
+	second, err := prompt(ctx, "the same again: ")
 	if err != nil {
 		first.Destroy()
 		return nil, err
@@ -49,16 +54,11 @@ func askPassphrase(c *cli.Context) (*secret.Buffer, error) {
 	if typed(c) {
 		return prompt(c.Context, "passphrase of the backup: ")
 	}
-	in := os.Stdin
-	if name := c.String("passphrase-file"); name != "" && name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
+	file := c.String("passphrase-file")
+	if file == "" {
+		file = "-"
 	}
-	return readPassphrase(in)
+	return passphraseFrom(file)
 }
 
 // typed says whether the passphrase comes from a person at the terminal.

@@ -30,7 +30,29 @@ func Unmarshal(msg []byte, v any) (err error) {
 	if err := new(ttlv.Decoder).DecodeValue(v, msg); err != nil {
 		return fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
+	cutPayloads(v)
 	return nil
+}
+
+// cutPayloads makes the payloads of a message end where they end: kmip-go leaves
+// what follows them, a Message Extension, on them.
+func cutPayloads(v any) {
+	switch m := v.(type) {
+	case *RequestMessage:
+		for i := range m.BatchItem {
+			cut(&m.BatchItem[i].RequestPayload)
+		}
+	case *ResponseMessage:
+		for i := range m.BatchItem {
+			cut(&m.BatchItem[i].ResponsePayload)
+		}
+	}
+}
+
+func cut(payload *any) {
+	if p, ok := (*payload).(ttlv.TTLV); ok {
+		*payload = p[:p.FullLen()]
+	}
 }
 
 // UnmarshalPayload decodes a structure that Unmarshal has put into a field of

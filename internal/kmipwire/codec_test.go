@@ -73,7 +73,7 @@ var payloads = []any{
 	&GetRequest{UniqueIdentifier: "7", KeyFormatType: kmip14.KeyFormatTypeRaw},
 	&GetAttributesRequest{"7", []string{AttrState, AttrName}},
 	&GetAttributesResponse{"7", []Attribute{{AttributeName: AttrObjectType, AttributeValue: ttlv.EnumValue(2)}}},
-	&LocateRequest{10, 3, kmip14.StorageStatusMaskOnLineStorage, []Attribute{{AttributeName: "x", AttributeValue: "y"}}},
+	&LocateRequest{10, 3, kmip14.StorageStatusMaskOnLineStorage, kmip14.ObjectGroupMemberGroupMemberFresh, []Attribute{{AttributeName: "x", AttributeValue: "y"}}},
 	&LocateResponse{new(int), []string{"7", "8"}},
 	&ActivateRequest{"7"},
 	&ActivateResponse{"7"},

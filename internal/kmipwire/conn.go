@@ -79,9 +79,17 @@ func (c *Conn) Handshake(ctx context.Context) error {
 // for anything that is no KMIP message, os.ErrDeadlineExceeded when the peer is
 // too slow, and the cause of ctx's end after that.
 func (c *Conn) Read(ctx context.Context) ([]byte, error) {
+	return c.ReadReserved(ctx, func(context.Context, int) error { return nil })
+}
+
+// ReadReserved is Read for a server with many connections: reserve is called
+// with the length of a message of more than 16 KiB before it is read, and can
+// wait, as long as its context lets it, until there is memory for it. Its error
+// ends the read.
+func (c *Conn) ReadReserved(ctx context.Context, reserve func(ctx context.Context, n int) error) ([]byte, error) {
 	var msg []byte
 	err := c.during(ctx, func() (err error) {
-		msg, err = c.read()
+		msg, err = c.read(ctx, reserve)
 		return err
 	})
 	return msg, err
@@ -131,7 +139,7 @@ func (c *Conn) abort() {
 	_ = c.conn.Close()
 }
 
-func (c *Conn) read() ([]byte, error) {
+func (c *Conn) read(ctx context.Context, reserve func(context.Context, int) error) ([]byte, error) {
 	var head [headerSize]byte
 	if err := c.fill(head[:], c.timeouts.Idle); err != nil {
 		return nil, err
@@ -140,7 +148,15 @@ func (c *Conn) read() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.conn.SetReadDeadline(time.Now().Add(c.timeouts.Message)); err != nil {
+	deadline := time.Now().Add(c.timeouts.Message)
+	if length > readStep {
+		ctx, cancel := context.WithDeadline(ctx, deadline)
+		defer cancel()
+		if err := reserve(ctx, length); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.conn.SetReadDeadline(deadline); err != nil {
 		return nil, err
 	}
 	msg, err := readBody(c.conn, head, length)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"unicode/utf8"
 
+	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/gemalto/kmip-go/ttlv"
 )
 
@@ -142,6 +143,36 @@ func (w *walk) count() error {
 	return nil
 }
 
+// headTypes are the types of what stands around the payloads of a message. The
+// decoder panics where a structure is something else, so a message whose frame
+// makes no sense is none. (Within a payload it is the operation that fails.)
+var headTypes = map[ttlv.Tag]ttlv.Type{
+	kmip14.TagRequestMessage:               ttlv.TypeStructure,
+	kmip14.TagRequestHeader:                ttlv.TypeStructure,
+	kmip14.TagResponseMessage:              ttlv.TypeStructure,
+	kmip14.TagResponseHeader:               ttlv.TypeStructure,
+	kmip14.TagProtocolVersion:              ttlv.TypeStructure,
+	kmip14.TagProtocolVersionMajor:         ttlv.TypeInteger,
+	kmip14.TagProtocolVersionMinor:         ttlv.TypeInteger,
+	kmip14.TagMaximumResponseSize:          ttlv.TypeInteger,
+	kmip14.TagClientCorrelationValue:       ttlv.TypeTextString,
+	kmip14.TagServerCorrelationValue:       ttlv.TypeTextString,
+	kmip14.TagAsynchronousIndicator:        ttlv.TypeBoolean,
+	kmip14.TagBatchErrorContinuationOption: ttlv.TypeEnumeration,
+	kmip14.TagBatchOrderOption:             ttlv.TypeBoolean,
+	kmip14.TagTimeStamp:                    ttlv.TypeDateTime,
+	kmip14.TagBatchCount:                   ttlv.TypeInteger,
+	kmip14.TagBatchItem:                    ttlv.TypeStructure,
+	kmip14.TagOperation:                    ttlv.TypeEnumeration,
+	kmip14.TagUniqueBatchItemID:            ttlv.TypeByteString,
+	kmip14.TagMessageExtension:             ttlv.TypeStructure,
+	kmip14.TagVendorIdentification:         ttlv.TypeTextString,
+	kmip14.TagCriticalityIndicator:         ttlv.TypeBoolean,
+	kmip14.TagResultStatus:                 ttlv.TypeEnumeration,
+	kmip14.TagResultReason:                 ttlv.TypeEnumeration,
+	kmip14.TagResultMessage:                ttlv.TypeTextString,
+}
+
 // parseHeader reads and checks the header at pos. It does not check whether
 // the value that it announces is there.
 func parseHeader(msg []byte, pos int) (header, error) {
@@ -160,6 +191,9 @@ func parseHeader(msg []byte, pos int) (header, error) {
 	h.length = int(length)
 	if t := h.tag >> 16; t != 0x42 && t != 0x54 {
 		return header{}, malformed(pos, "tag %#06x", h.tag)
+	}
+	if want, fixed := headTypes[ttlv.Tag(h.tag)]; fixed && h.kind != want {
+		return header{}, malformed(pos, "tag %#06x with type %#02x", h.tag, byte(h.kind))
 	}
 	return h, checkLength(h, pos)
 }

@@ -1,0 +1,95 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// auditMark is how often a server notes in the store how far the audit log
+// goes: what is cut off it before that is noticed.
+const auditMark = time.Minute
+
+// newServer makes a server of a home from its store, which it takes charge of:
+// close closes it.
+func (h Home) newServer(s *store, t kmipwire.Timeouts) (_ *server, err error) {
+	srv := &server{engine: newEngine(s), timeouts: t, guests: newGuests(serverLimits.fitting())}
+	if srv.clients, err = newRegistry(s); err != nil {
+		return nil, err
+	}
+	if srv.certificates, err = h.certificates(srv.clients.admit); err != nil {
+		return nil, err
+	}
+	if srv.marked, err = s.auditHead(); err != nil {
+		return nil, err
+	}
+	srv.audit, err = h.openAudit(srv.marked)
+	return srv, err
+}
+
+// close closes audit log and store.
+func (s *server) close() error {
+	return errors.Join(s.mark(), s.audit.close(), s.engine.store.close())
+}
+
+// mark notes in the store how far the audit log goes.
+func (s *server) mark() error {
+	head := s.audit.at()
+	if head == s.marked {
+		return nil
+	}
+	s.marked = head
+	return s.engine.store.setAuditHead(head)
+}
+
+// keepMarking marks until ctx ends. Nobody else may meanwhile.
+func (s *server) keepMarking(ctx context.Context) {
+	tick := time.NewTicker(auditMark)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = s.mark() // the store fails for others, too
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// The names of what administrators do, in the audit log.
+const (
+	addOperation    = "Add Client"
+	revokeOperation = "Revoke Client"
+)
+
+func (s *server) addClient(c registered, replace bool) error {
+	err := s.clients.add(c, replace)
+	if err == nil && replace {
+		s.guests.expel(c.Name)
+	}
+	return s.report(addOperation, c.Name, err)
+}
+
+func (s *server) revokeClient(name string) error {
+	err := s.clients.revoke(name)
+	if err == nil {
+		s.guests.expel(name)
+	}
+	return s.report(revokeOperation, name, err)
+}
+
+// report writes into the audit log what an administrator did.
+func (s *server) report(operation, client string, err error) error {
+	e := auditEntry{Time: time.Now(), Client: administrator(), Address: "local", Operation: operation, Object: client, Result: "Success"}
+	if err != nil {
+		e.Result, e.Reason = "Operation Failed", err.Error()
+	}
+	return errors.Join(err, s.audit.append([]auditEntry{e}))
+}
+
+// administrator is who the audit log says has changed something.
+func administrator() string { return fmt.Sprintf("uid %d", os.Getuid()) }
