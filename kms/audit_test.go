@@ -386,3 +386,32 @@ func TestNothingIsAnsweredUnlogged(t *testing.T) {
 	<-done
 	_ = s.close()
 }
+
+// TestReadsAreOnDiskSoon: what changes something is there when it is answered.
+func TestReadsAreOnDiskSoon(t *testing.T) {
+	s := newTestServer(t, newHome(t))
+	unsynced := func() bool {
+		s.audit.writing.Lock()
+		defer s.audit.writing.Unlock()
+		return s.audit.unsynced
+	}
+	read, change := noted(1), noted(2)
+	change.Operation = kmip14.OperationCreate.String()
+	if err := s.audit.append([]auditEntry{read, change}); err != nil || unsynced() {
+		t.Errorf("a change is not on disk: %v", err)
+	}
+	if err := s.audit.append([]auditEntry{read}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); unsynced(); time.Sleep(auditDelay / 10) {
+		if time.Now().After(end) {
+			t.Fatal("still not on disk")
+		}
+	}
+	if err := s.audit.append([]auditEntry{read}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.audit.settle(); err != nil || unsynced() {
+		t.Errorf("not on disk: %v", err)
+	}
+}
