@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gemalto/kmip-go/kmip14"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/internal/durable"
@@ -82,22 +83,40 @@ type auditLog struct {
 	mu   sync.Mutex
 	next *auditGroup // that entries can still join
 
-	writing sync.Mutex // guards what follows
-	file    *os.File
-	size    int64
-	head    auditHead
-	broken  error // why nothing can be written any more
+	writing  sync.Mutex // guards what follows
+	file     *os.File
+	size     int64
+	head     auditHead
+	unsynced bool
+	due      *time.Timer // of a sync; nil if there is none
+	broken   error       // why nothing can be written any more
 }
 
-// auditGroup is a number of entries that are made durable at once.
+// auditGroup is a number of entries that are written at once.
 type auditGroup struct {
 	entries []auditEntry
 	done    chan struct{}
 	err     error
 }
 
-// append writes entries and returns when they are on disk. Those that are
-// appended while a write is under way share the next one.
+// onlyRead are the operations whose entries can get to the disk after the
+// answer: a key is read far more often than the disk can sync.
+var onlyRead = map[string]bool{
+	kmip14.OperationDiscoverVersions.String(): true,
+	kmip14.OperationQuery.String():            true,
+	kmip14.OperationLocate.String():           true,
+	kmip14.OperationCheck.String():            true,
+	kmip14.OperationGet.String():              true,
+	kmip14.OperationGetAttributes.String():    true,
+	kmip14.OperationGetAttributeList.String(): true,
+}
+
+// auditDelay is when they are there at the latest.
+const auditDelay = 100 * time.Millisecond
+
+// append writes entries. When it returns they are on disk or, if all are of
+// operations that only read, safe from the end of this process, and on disk
+// soon. Those that are appended while a write is under way share the next one.
 func (l *auditLog) append(entries []auditEntry) error {
 	g, first := l.join(entries)
 	if first {
@@ -145,13 +164,39 @@ func (l *auditLog) write(entries []auditEntry) error {
 		l.broken = l.file.Truncate(l.size)
 		return fmt.Errorf("audit log: %w", err)
 	}
-	if err := unix.Fdatasync(int(l.file.Fd())); err != nil {
-		l.broken = fmt.Errorf("audit log: %w", err) // it may be lost without another error
-		return l.broken
-	}
 	l.size += int64(len(text))
 	l.head = head
+	l.unsynced = true
+	if slices.ContainsFunc(entries, func(e auditEntry) bool { return !onlyRead[e.Operation] }) {
+		return l.sync()
+	}
+	if l.due == nil {
+		l.due = time.AfterFunc(auditDelay, l.syncDue)
+	}
 	return nil
+}
+
+// sync waits until all that was written is on disk. Who calls it holds
+// l.writing.
+func (l *auditLog) sync() error {
+	if !l.unsynced || l.broken != nil {
+		return l.broken
+	}
+	if err := unix.Fdatasync(int(l.file.Fd())); err != nil {
+		l.broken = fmt.Errorf("audit log: %w", err) // what was written may be lost without another error
+		return l.broken
+	}
+	l.unsynced = false
+	return nil
+}
+
+func (l *auditLog) syncDue() {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.due = nil
+	if err := l.sync(); err != nil && !errors.Is(err, errAuditClosed) {
+		slog.Error("key manager refuses all operations from now on", "error", err)
+	}
 }
 
 // encode gives the lines of entries that follow on head, and the new head.
@@ -189,6 +234,9 @@ func clip(s string) string { return s[:min(len(s), maxAuditText)] }
 func (l *auditLog) rotate() error {
 	if l.size < l.full {
 		return nil
+	}
+	if err := l.sync(); err != nil {
+		return err
 	}
 	f, err := l.succeed()
 	if err != nil {
@@ -365,11 +413,26 @@ func parseAuditLine(text []byte) (*auditLine, error) {
 	return line, nil
 }
 
-// at gives the last entry that is on disk.
+// at gives the last entry that was written.
 func (l *auditLog) at() auditHead {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	return l.head
 }
 
-func (l *auditLog) close() error { return l.file.Close() }
+// settle gives the last entry when it is on disk.
+func (l *auditLog) settle() (auditHead, error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	return l.head, l.sync()
+}
+
+var errAuditClosed = errors.New("audit log: closed")
+
+func (l *auditLog) close() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	err := l.sync()
+	l.broken = errAuditClosed
+	return errors.Join(err, l.file.Close())
+}

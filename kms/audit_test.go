@@ -2,6 +2,9 @@ package kms
 
 import (
 	"bytes"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +13,10 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
 // auditHome is a home whose audit log has n entries.
@@ -328,4 +335,83 @@ func TestAuditFails(t *testing.T) {
 	}
 	_ = s.close()
 	wantWhole(t, h, 1, 1)
+}
+
+// TestOperationsAreLogged: who did what to which object, before the answer, and
+// never a byte of a key.
+func TestOperationsAreLogged(t *testing.T) {
+	everyWay(t, func(t *testing.T, h Home) {
+		c := dial(t, h)
+		id := c.create("secret-name")
+		key := c.get(id)
+		missing := "11111111-1111-4111-8111-111111111111"
+		c.refused(kmip14.ResultReasonItemNotFound, kmip14.OperationGet, &kmipwire.GetRequest{UniqueIdentifier: missing})
+		c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.OperationSign, &kmipwire.GetRequest{})
+		text := readAudit(t, h) // the connection is still open
+		lines := strings.Split(strings.TrimSpace(text), "\n")
+		for i, words := range []string{
+			`"operation":"Create","object":"` + id + `","result":"Success"`,
+			`"operation":"Get","object":"` + id + `","result":"Success"`,
+			`"operation":"Get","object":"` + missing + `","result":"Operation`,
+			`"operation":"Sign"`,
+		} {
+			if i >= len(lines) || !strings.Contains(lines[i], words) || !strings.Contains(lines[i], `"client":"vmcrypt","address":"`) {
+				t.Errorf("line %d has no %s:\n%s", i+1, words, text)
+			}
+		}
+		for _, secret := range []string{key, hex.EncodeToString([]byte(key)), base64.StdEncoding.EncodeToString([]byte(key)), "secret-name"} {
+			if strings.Contains(text, secret) {
+				t.Error("the log tells a secret")
+			}
+		}
+		c.conn.Close()
+		wantWhole(t, h, 1, 4)
+	})
+}
+
+// TestNothingIsAnsweredUnlogged: a key that was handed out would be in the log.
+func TestNothingIsAnsweredUnlogged(t *testing.T) {
+	h := newHome(t)
+	s := startServer(t, h)
+	s.audit.file.Close()
+	local, remote, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { s.handle(t.Context(), s.guests.enter(t.Context(), remote)); close(done) }()
+	c := &client{t: t, version: newest, conn: kmipwire.NewConn(tls.Client(local, clientTLS(t, h)), kmipwire.DefaultTimeouts)}
+	c.refused(kmip14.ResultReasonGeneralFailure, kmip14.OperationCreate, createRequest())
+	c.conn.Close()
+	<-done
+	_ = s.close()
+}
+
+// TestReadsAreOnDiskSoon: what changes something is there when it is answered.
+func TestReadsAreOnDiskSoon(t *testing.T) {
+	s := newTestServer(t, newHome(t))
+	unsynced := func() bool {
+		s.audit.writing.Lock()
+		defer s.audit.writing.Unlock()
+		return s.audit.unsynced
+	}
+	read, change := noted(1), noted(2)
+	change.Operation = kmip14.OperationCreate.String()
+	if err := s.audit.append([]auditEntry{read, change}); err != nil || unsynced() {
+		t.Errorf("a change is not on disk: %v", err)
+	}
+	if err := s.audit.append([]auditEntry{read}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); unsynced(); time.Sleep(auditDelay / 10) {
+		if time.Now().After(end) {
+			t.Fatal("still not on disk")
+		}
+	}
+	if err := s.audit.append([]auditEntry{read}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.audit.settle(); err != nil || unsynced() {
+		t.Errorf("not on disk: %v", err)
+	}
 }

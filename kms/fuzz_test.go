@@ -3,14 +3,8 @@ package kms
 import (
 	"archive/tar"
 	"bytes"
-	"errors"
 	"testing"
 
-	"github.com/gemalto/kmip-go/kmip14"
-	"github.com/google/uuid"
-	"go.etcd.io/bbolt"
-
-	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
@@ -88,86 +82,6 @@ func FuzzRootKey(f *testing.F) {
 			t.Errorf("accepted %d bytes", len(data))
 		}
 	})
-}
-
-// FuzzAnswer sends messages to the engine: every one is answered with a
-// message, and none changes the store's consistency.
-func FuzzAnswer(f *testing.F) {
-	dir := f.TempDir()
-	h := homeIn(dir)
-	if err := h.Init(nil); err != nil {
-		f.Fatal(err)
-	}
-	s, err := h.open(forWriting, storeWait)
-	if err != nil {
-		f.Fatal(err)
-	}
-	defer s.close()
-	s.db.NoSync = true
-	c := &client{version: newest}
-	id := uuid.NewString()
-	for _, in := range []*kmipwire.RequestMessage{
-		c.message(items(kmip14.OperationCreate, createRequest(nameAttribute("n")), kmip14.OperationGet, &kmipwire.GetRequest{})...),
-		c.message(items(kmip14.OperationLocate, &kmipwire.LocateRequest{Attribute: []kmipwire.Attribute{nameAttribute("n")}}, kmip14.OperationActivate, &kmipwire.ActivateRequest{})...),
-		c.message(items(kmip14.OperationRevoke, revokeRequest(id, 1), kmip14.OperationDestroy, &kmipwire.DestroyRequest{UniqueIdentifier: id})...),
-		c.message(items(kmip14.OperationDiscoverVersions, &kmipwire.DiscoverVersionsRequest{}, kmip14.OperationQuery, &kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{1, 2, 3}})...),
-		c.message(items(kmip14.OperationRegister, registerKey(keyBlock(kmip14.KeyFormatTypeTransparentSymmetricKey)),
-			kmip14.OperationAddAttribute, &kmipwire.AddAttributeRequest{Attribute: attribute1("x-a", "1")},
-			kmip14.OperationModifyAttribute, &kmipwire.ModifyAttributeRequest{Attribute: attribute1("x-a", true)},
-			kmip14.OperationDeleteAttribute, &kmipwire.DeleteAttributeRequest{AttributeName: "x-a"},
-			kmip14.OperationGetAttributes, &kmipwire.GetAttributesRequest{},
-			kmip14.OperationGetAttributeList, &kmipwire.GetAttributeListRequest{})...),
-		c.message(items(kmip14.OperationCreate, createRequest(),
-			kmip14.OperationReKey, &kmipwire.ReKeyRequest{}, kmip14.OperationCheck, &kmipwire.CheckRequest{CryptographicUsageMask: 1},
-			kmip14.OperationObtainLease, &kmipwire.ObtainLeaseRequest{},
-			kmip14.OperationArchive, &kmipwire.ArchiveRequest{}, kmip14.OperationRecover, &kmipwire.RecoverRequest{})...),
-		c.message(items(kmip14.OperationRegister, &kmipwire.RegisterRequest{ObjectType: kmip14.ObjectTypeTemplate,
-			Template: &kmipwire.Template{Attribute: []kmipwire.Attribute{nameAttribute("t"), attribute1(kmipwire.AttrContactInformation, "Joe")}}})...),
-	} {
-		msg, err := kmipwire.Marshal(in)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(msg)
-	}
-	e := newEngine(s)
-	f.Fuzz(func(t *testing.T, msg []byte) {
-		forget(t, s)
-		response, _ := e.answer(bytes.Clone(msg), "fuzz")
-		var out kmipwire.ResponseMessage
-		if err := kmipwire.Unmarshal(response, &out); err != nil || len(out.BatchItem) == 0 {
-			t.Fatalf("answer: %v", err)
-		}
-		for _, item := range out.BatchItem {
-			if item.ResultReason == kmip14.ResultReasonGeneralFailure {
-				t.Fatalf("general failure: %s", item.ResultMessage)
-			}
-		}
-	})
-}
-
-// forget empties a store of more than a few objects: Locate looks at them all.
-func forget(t *testing.T, s *store) {
-	t.Helper()
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if tx.Bucket(objectsBucket).Sequence() < 200 {
-			return errUnchanged
-		}
-		for _, name := range [][]byte{objectsBucket, namesBucket} {
-			if err := errors.Join(tx.DeleteBucket(name), create(tx, name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, errUnchanged) {
-		t.Fatal(err)
-	}
-}
-
-func create(tx *bbolt.Tx, bucket []byte) error {
-	_, err := tx.CreateBucket(bucket)
-	return err
 }
 
 // FuzzSealedRootKey reads what somebody who can write the folder may put there.

@@ -38,9 +38,9 @@ func (s *server) close() error {
 
 // mark notes in the store how far the audit log goes.
 func (s *server) mark() error {
-	head := s.audit.at()
-	if head == s.marked {
-		return nil
+	head, err := s.audit.settle()
+	if err != nil || head == s.marked {
+		return err
 	}
 	s.marked = head
 	return s.engine.store.setAuditHead(head)

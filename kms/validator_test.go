@@ -47,6 +47,9 @@ func fillIn(placeholder string) (string, error) {
 	if strings.HasPrefix(placeholder, "$NOW") {
 		return placeholder, nil
 	}
+	if strings.HasPrefix(placeholder, "$UNIQUE_IDENTIFIER") {
+		return fuzzID.String(), nil
+	}
 	return "deadbeefcafe", nil
 }
 

@@ -82,6 +82,8 @@ func messageTag(v any) ttlv.Tag {
 // place. The answer to a hundred Gets is smaller.
 const smallMessage = 32 << 10
 
+var blank [smallMessage]byte // never written to
+
 // Marshal encodes v, a RequestMessage or a ResponseMessage. Up to 32 KiB the
 // result is the only copy of the keys in it that Marshal makes.
 func Marshal(v any) ([]byte, error) {
@@ -89,7 +91,7 @@ func Marshal(v any) ([]byte, error) {
 	enc := ttlv.NewEncoder(&out)
 	// Encoding something of that size first makes the encoder's buffer large
 	// enough: growing would leave copies behind.
-	enc.EncodeByteString(kmip14.TagKeyMaterial, make([]byte, smallMessage))
+	enc.EncodeByteString(kmip14.TagKeyMaterial, blank[:])
 	if err := enc.Flush(); err != nil {
 		return nil, err
 	}
