@@ -161,21 +161,26 @@ func (r *registry) change(name string, fn func(c registered, there bool) (regist
 	return nil
 }
 
+var errNotAdmitted = errors.New("client")
+
 // admit tells why a certificate, which the authority has signed, gives no
 // access; nil if it does.
 func (r *registry) admit(cert *x509.Certificate) error {
 	r.mu.RLock()
 	c, there := r.clients[cert.Subject.CommonName]
 	r.mu.RUnlock()
+	why := ""
 	switch {
 	case !there:
-		return fmt.Errorf("%w: %q", ErrNoClient, cert.Subject.CommonName)
+		why = "there is none of that name"
 	case c.Revoked != nil:
-		return fmt.Errorf("client %s: revoked", c.Name)
+		why = "revoked"
 	case c.Certificate != "" && c.Certificate != fingerprint(cert):
-		return fmt.Errorf("client %s: not its certificate, or not any more", c.Name)
+		why = "not its certificate, or not any more"
 	case time.Now().After(cert.NotAfter):
-		return fmt.Errorf("client %s: the certificate has ended", c.Name)
+		why = "its certificate has ended"
+	default:
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w %q: %s", errNotAdmitted, cert.Subject.CommonName, why)
 }

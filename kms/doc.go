@@ -24,6 +24,15 @@
 // object keeps its attributes, names among them. Dates change states when they
 // come. Every change is on disk before it is acknowledged.
 //
+// # Clients
+//
+// A client is a certificate that AddClient has registered under a name. The
+// registry is in the store; it is asked in the TLS handshake and again for each
+// request, so that RevokeClient works at once. What clients do, and what is done
+// to the registry, is in audit.log before it is answered, each entry with the
+// hash of the one before: VerifyAudit checks that. No client can keep others
+// out, with or without a certificate; file guests.go says how.
+//
 // # Store
 //
 // What lies on disk is described byte by byte in docs/format.md. The objects

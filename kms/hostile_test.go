@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 // What a server under attack must keep to.
@@ -158,9 +159,7 @@ func (s *siege) mutations(conn net.Conn) {
 // TestHostileClients: whatever strangers and one registered client do, the
 // server lives, stays small, and answers an honest client.
 func TestHostileClients(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	testtool.Long(t)
 	needFiles(t, 3500)
 	h := newHome(t)
 	s := &siege{T: t, stray: addClient(t, h, "stray", false), end: make(chan struct{})}

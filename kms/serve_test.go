@@ -193,9 +193,6 @@ func TestCloseFreesTheStore(t *testing.T) {
 // TestSilentClientLosesTheStore: one that never starts TLS can't keep the
 // store from others for long.
 func TestSilentClientLosesTheStore(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for a deadline")
-	}
 	t.Parallel()
 	h := newHome(t)
 	conn, err := h.Dial(t.Context(), "")

@@ -112,7 +112,11 @@ func (v *visit) introduce(ctx context.Context) bool {
 	t := tls.Server(raw, v.certificates.tls(func() { v.guests.greet(v.guest) }))
 	v.conn = kmipwire.NewConn(t, v.timeouts)
 	if err := v.conn.Handshake(ctx); err != nil {
-		slog.Debug("key manager: TLS handshake failed", "address", v.guest.address, "error", err)
+		level := slog.LevelDebug // strangers must not fill the log
+		if errors.Is(err, errNotAdmitted) {
+			level = slog.LevelWarn
+		}
+		slog.Log(ctx, level, "key manager: TLS handshake failed", "address", v.guest.address, "error", err)
 		return false
 	}
 	raw.left = math.MaxInt

@@ -49,9 +49,9 @@ func TestConfigurationElsewhere(t *testing.T) {
 	h.fails(exitFailure, []string{"vmcrypt init"}, "decrypt", at("enc"), "--output", at("dec"))
 }
 
-// serveKMS starts "vmcrypt kms serve" and waits until it listens. It ends with
-// the test.
-func (h *home) serveKMS(args ...string) {
+// serveKMS starts "vmcrypt kms serve" and waits until it listens, at the address
+// that it returns. It ends with the test.
+func (h *home) serveKMS(args ...string) string {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := h.command(ctx, append([]string{"kms", "serve", "--listen", "127.0.0.1:0"}, args...)...)
@@ -73,9 +73,12 @@ func (h *home) serveKMS(args ...string) {
 			h.t.Errorf("kms serve: exit code %d: %s", code, stderr.String())
 		}
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "listening") {
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, address, listening := strings.Cut(strings.TrimSpace(line), "listening at ")
+	if err != nil || !listening {
 		h.t.Fatalf("kms serve: %q, %v", line, err)
 	}
+	return address
 }
 
 func TestServedAndUnserved(t *testing.T) {
