@@ -169,7 +169,7 @@ func (r *registry) admit(cert *x509.Certificate) error {
 	r.mu.RLock()
 	c, there := r.clients[cert.Subject.CommonName]
 	r.mu.RUnlock()
-	why := ""
+	var why string
 	switch {
 	case !there:
 		why = "there is none of that name"
