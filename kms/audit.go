@@ -307,7 +307,12 @@ func (l *auditLog) resume(known auditHead) (err error) {
 			return err
 		}
 	}
-	if l.head.Sequence < known.Sequence {
+	switch {
+	case l.head.Sequence >= known.Sequence:
+	case l.size == 0 && l.head == beginning:
+		slog.Warn("audit log: it begins anew, as it has to in a home that was restored", "after entry", known.Sequence)
+		l.head = known
+	default:
 		slog.Error("audit log: entries are missing at its end", "last", l.head.Sequence, "expected", known.Sequence)
 		l.head.Sequence = known.Sequence
 		if l.size == 0 {

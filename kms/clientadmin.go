@@ -83,7 +83,7 @@ func (id *identity) issueClient(n NewClient) (*x509.Certificate, contents, error
 // stagedFiles are written but have no names yet.
 type stagedFiles []*durable.Pending
 
-// stageIn writes files into a folder, up to the point from which on little can
+// stageIn writes files into a folder, which it makes if it must, up to the point from which on little can
 // go wrong.
 func (c contents) stageIn(dir string) (staged stagedFiles, err error) {
 	defer func() {
@@ -91,6 +91,9 @@ func (c contents) stageIn(dir string) (staged stagedFiles, err error) {
 			staged.abort()
 		}
 	}()
+	if err := makeFolder(filepath.Clean(dir)); err != nil {
+		return nil, err
+	}
 	for name, data := range c {
 		path := filepath.Join(dir, name)
 		if exists(path) {

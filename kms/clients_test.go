@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,7 +146,7 @@ func TestClientsRefused(t *testing.T) {
 			"a path":                {NewClient{Name: "../a"}, ErrClientName},
 			"a name with a newline": {NewClient{Name: "b\n"}, ErrClientName},
 			"a long name":           {NewClient{Name: strings.Repeat("b", 65)}, ErrClientName},
-			"no such folder":        {NewClient{Name: "b", Dir: "/nonexistent"}, fs.ErrNotExist},
+			"a file for a folder":   {NewClient{Name: "b", Dir: "/dev/null"}, syscall.ENOTDIR},
 		} {
 			t.Run(what, func(t *testing.T) {
 				if test.client.Dir == "" {
