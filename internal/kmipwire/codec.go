@@ -95,7 +95,7 @@ func Marshal(v any) ([]byte, error) {
 	if err := enc.Flush(); err != nil {
 		return nil, err
 	}
-	if err := enc.Encode(v); err != nil {
+	if err := encode(enc, v); err != nil {
 		Wipe(out.last) // which lies in the same buffer
 		return nil, fmt.Errorf("encode KMIP message: %w", err)
 	}
