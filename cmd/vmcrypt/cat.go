@@ -4,8 +4,6 @@ import (
 	"bufio"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/vmcrypt/vmcrypt/agent"
 )
 
 func catCommand() *cli.Command {
@@ -25,30 +23,13 @@ func cat(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	node, err := oneNode(c)
-	if err != nil {
-		return err
-	}
-	t, err := openTarget(c, args[0])
-	if err != nil {
-		return err
-	}
-	e, err := browsingEnvironment(c, t)
+	v, err := openView(c, args[0])
 	if err != nil {
 		return err
 	}
 	w := bufio.NewWriterSize(c.App.Writer, 1<<20)
-	if err := e.host().Cat(c.Context, t, node, args[1], w); err != nil {
+	if err := v.host.Cat(c.Context, v.target, v.node, args[1], w); err != nil {
 		return err
 	}
 	return w.Flush()
-}
-
-// browsingEnvironment reads the configuration only where a key is needed: a plain
-// disk can be looked at without one.
-func browsingEnvironment(c *cli.Context, t *agent.Target) (*environment, error) {
-	if t.Plain() {
-		return &environment{}, nil
-	}
-	return newEnvironment(c)
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/browse"
 )
 
@@ -26,6 +27,34 @@ func lsCommand() *cli.Command {
 func browseFlags() []cli.Flag {
 	return append(targetFlags(),
 		&cli.StringSliceFlag{Name: "disk", Usage: "look at the disk at `NODE`, such as scsi0:0, where there are several"})
+}
+
+// view is a disk that is looked at.
+type view struct {
+	host   *agent.Host
+	target *agent.Target
+	node   string // empty for the only disk
+}
+
+// openView opens the target of a command that looks at one disk. It reads the
+// configuration only where a key is needed: a plain disk can be looked at without
+// one.
+func openView(c *cli.Context, path string) (*view, error) {
+	node, err := oneNode(c)
+	if err != nil {
+		return nil, err
+	}
+	t, err := openTarget(c, path)
+	if err != nil {
+		return nil, err
+	}
+	e := &environment{}
+	if !t.Plain() {
+		if e, err = newEnvironment(c); err != nil {
+			return nil, err
+		}
+	}
+	return &view{e.host(), t, node}, nil
 }
 
 // oneNode is the value of --disk for a command that looks at one disk.
@@ -48,19 +77,11 @@ func ls(c *cli.Context) error {
 	if len(args) == 2 {
 		path = args[1]
 	}
-	node, err := oneNode(c)
+	v, err := openView(c, args[0])
 	if err != nil {
 		return err
 	}
-	t, err := openTarget(c, args[0])
-	if err != nil {
-		return err
-	}
-	e, err := browsingEnvironment(c, t)
-	if err != nil {
-		return err
-	}
-	listing, err := e.host().List(c.Context, t, node, path)
+	listing, err := v.host.List(c.Context, v.target, v.node, path)
 	if err != nil {
 		return err
 	}
