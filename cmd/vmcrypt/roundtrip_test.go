@@ -165,19 +165,26 @@ func (s *blockSet) find(b []byte) int {
 	return -1
 }
 
-// eachPiece hands over the parts of a file that hold data, in pieces of up to
-// 1 MiB.
-func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
+// openMapped opens a file, which the caller closes, and maps its data and holes.
+func openMapped(t *testing.T, path string) (*image.File, []image.Extent) {
 	t.Helper()
 	f, err := image.Open(path, image.Raw, image.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	extents, err := f.Extents(0, f.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f, extents
+}
+
+// eachPiece hands over the parts of a file that hold data, in pieces of up to
+// 1 MiB.
+func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
+	t.Helper()
+	f, extents := openMapped(t, path)
+	defer f.Close()
 	buf := make([]byte, 1<<20)
 	for _, e := range extents {
 		for at, end := e.Offset, e.Offset+e.Length; at < end && !e.Hole; {
@@ -213,15 +220,8 @@ func TestThinDiskStaysThin(t *testing.T) {
 
 func holes(t *testing.T, path string) (n int64) {
 	t.Helper()
-	f, err := image.Open(path, image.Raw, image.ReadOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, extents := openMapped(t, path)
 	defer f.Close()
-	extents, err := f.Extents(0, f.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, e := range extents {
 		if e.Hole {
 			n += e.Length
