@@ -41,6 +41,8 @@ var attributeTable = []attribute{
 	{kmipwire.AttrContactInformation, 0, everything, keptTextKind, false, byAll, nil, access{}},
 	{kmipwire.AttrLastChangeDate, 0, everything, dateKind, false, byServer, nil, field(func(o *object) *int64 { return &o.LastChange })},
 	{kmipwire.AttrAlternativeName, 2, everything, alternativeKind, true, byAll, nil, access{}},
+	{kmipwire.AttrKeyValuePresent, 2, cryptographic, keptBooleanKind, false, byServer, nil, access{}},
+	{kmipwire.AttrKeyValueLocation, 2, cryptographic, locationKind, true, byRegister | byAdd | byModify | byDelete, nil, access{}},
 	{kmipwire.AttrOriginalCreationDate, 2, everything, dateKind, false, byRegister, nil, field(func(o *object) *int64 { return &o.Original })},
 	{kmipwire.AttrRandomNumberGenerator, 3, cryptographic, keptStructKind, false, byRegister, nil, access{}},
 	{kmipwire.AttrDescription, 4, everything, keptTextKind, false, byAll, nil, access{}},

@@ -44,6 +44,8 @@ type auditEntry struct {
 	Object    string // Unique Identifier, or "" where there is none
 	Result    string // "Success" or the result status
 	Reason    string // result reason of a failure
+
+	Correlation correlation // of the client's log and this one
 }
 
 // auditLine is an entry as it stands in the log, one line of JSON. Names and
@@ -58,6 +60,9 @@ type auditLine struct {
 	Object    string `json:"object,omitempty"`
 	Result    string `json:"result"`
 	Reason    string `json:"reason,omitempty"`
+
+	ClientCorrelation string `json:"clientCorrelation,omitempty"`
+	ServerCorrelation string `json:"serverCorrelation,omitempty"`
 }
 
 // auditHead is a place in the log: that after an entry.
@@ -225,6 +230,9 @@ func (head auditHead) line(e auditEntry) *auditLine {
 		Object:    clip(e.Object),
 		Result:    clip(e.Result),
 		Reason:    clip(e.Reason),
+
+		ClientCorrelation: clip(e.Correlation.client),
+		ServerCorrelation: clip(e.Correlation.server),
 	}
 }
 

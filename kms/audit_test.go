@@ -128,6 +128,19 @@ func readAudit(t *testing.T, h Home) string {
 	return string(text)
 }
 
+// auditLines are the entries of the log.
+func auditLines(t *testing.T, h Home) (all []*auditLine) {
+	t.Helper()
+	for text := range strings.Lines(readAudit(t, h)) {
+		line, err := parseAuditLine([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, line)
+	}
+	return all
+}
+
 // TestAuditTampering: whatever is done to the file is noticed, and where.
 func TestAuditTampering(t *testing.T) {
 	h := auditHome(t, 9)

@@ -133,6 +133,7 @@ func (r *request) auditTrail(done []outcome) []auditEntry {
 		e := auditEntry{
 			Time: r.now, Client: r.client, Object: done[i].object,
 			Operation: done[i].Operation.String(), Result: done[i].ResultStatus.String(),
+			Correlation: r.correlation,
 		}
 		if done[i].ResultReason != 0 {
 			e.Reason = done[i].ResultReason.String()

@@ -121,3 +121,29 @@ func TestDocumentedLimits(t *testing.T) {
 		t.Errorf("docs/kmip.md does not have %v", want)
 	}
 }
+
+// TestDocumentedBaseline: what docs/kmip.md says that the profile demands is
+// there.
+func TestDocumentedBaseline(t *testing.T) {
+	demanded := map[string][]string{}
+	for _, row := range docsTable(t, "demanded")[1:] {
+		demanded[row[0]] = strings.Split(row[1], ", ")
+	}
+	if len(demanded["attributes"]) != 32 || len(demanded["client operations"]) != 13 {
+		t.Errorf("docs/kmip.md has lost some of %v", demanded)
+	}
+	for _, name := range demanded["attributes"] {
+		if attributeNamed(name, newestMinor) == nil {
+			t.Errorf("there is no attribute %s", name)
+		}
+	}
+	var operations []string
+	for op := range newEngine(nil).operations {
+		operations = append(operations, plain(op.String()))
+	}
+	for _, name := range demanded["client operations"] {
+		if !slices.Contains(operations, plain(name)) {
+			t.Errorf("there is no operation %s", name)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
+	"github.com/google/uuid"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
@@ -65,6 +66,7 @@ type request struct {
 	// placeholder is the object that an operation without a Unique Identifier
 	// means: the one that an operation before it has made or found (section 4).
 	placeholder string
+	correlation correlation
 	subject     string   // the object that the present operation is about
 	tx          *tx      // of a batch that is to be undone as a whole
 	keys        [][]byte // to be wiped when the answer is encoded
@@ -95,26 +97,27 @@ func (e *engine) answer(msg []byte, client string) (response []byte, ok bool) {
 	}
 	r := &request{engine: e, client: client, version: in.RequestHeader.ProtocolVersion, now: time.Now()}
 	defer r.wipe()
+	r.correlate(&in.RequestHeader)
 	done := r.batch(&in)
 	if e.audit != nil {
 		if err := e.audit(r.auditTrail(done)); err != nil {
 			return e.refuse(&in.RequestHeader, internalFailure("audit", err)), true
 		}
 	}
-	return r.encode(&in.RequestHeader, done), true
+	return r.encode(in.RequestHeader.MaximumResponseSize, done), true
 }
 
 // encode gives the response. One that is too large says so for each operation.
-func (r *request) encode(h *kmipwire.RequestHeader, done []outcome) []byte {
-	out, err := kmipwire.Marshal(r.response(h, done))
-	if err == nil && (h.MaximumResponseSize <= 0 || len(out) <= h.MaximumResponseSize) {
+func (r *request) encode(limit int, done []outcome) []byte {
+	out, err := kmipwire.Marshal(r.response(done))
+	if err == nil && (limit <= 0 || len(out) <= limit) {
 		return out
 	}
 	kmipwire.Wipe(out)
 	for i := range done {
 		done[i].fail(fail(kmip14.ResultReasonResponseTooLarge, "the response is too large"))
 	}
-	if out, err = kmipwire.Marshal(r.response(h, done)); err != nil { // IDs of nearly 1 MiB
+	if out, err = kmipwire.Marshal(r.response(done)); err != nil { // IDs of nearly 1 MiB
 		return r.refuse(nil, fail(kmip14.ResultReasonResponseTooLarge, "the response is too large"))
 	}
 	return out
@@ -167,16 +170,12 @@ func (e *engine) refuse(h *kmipwire.RequestHeader, f *failure) []byte {
 	}
 	var failed outcome
 	failed.fail(f)
-	out, err := kmipwire.Marshal(r.response(h, []outcome{failed}))
-	if err != nil { // a correlation value of nearly 1 MiB
-		out, _ = kmipwire.Marshal(r.response(nil, []outcome{failed}))
-	}
+	out, _ := kmipwire.Marshal(r.response([]outcome{failed})) // it is short
 	return out
 }
 
-// response puts items below a header in the version of the request. It never
-// holds a Server Correlation Value, which PyKMIP and libkmip trip over.
-func (r *request) response(h *kmipwire.RequestHeader, done []outcome) *kmipwire.ResponseMessage {
+// response puts items below a header in the version of the request.
+func (r *request) response(done []outcome) *kmipwire.ResponseMessage {
 	out := &kmipwire.ResponseMessage{}
 	for i := range done {
 		out.BatchItem = append(out.BatchItem, done[i].ResponseBatchItem)
@@ -184,10 +183,19 @@ func (r *request) response(h *kmipwire.RequestHeader, done []outcome) *kmipwire.
 	out.ResponseHeader.ProtocolVersion = r.version
 	out.ResponseHeader.TimeStamp = r.now
 	out.ResponseHeader.BatchCount = len(done)
-	if h != nil && r.since(4) {
-		out.ResponseHeader.ClientCorrelationValue = h.ClientCorrelationValue
-	}
+	out.ResponseHeader.ServerCorrelationValue = r.correlation.server
 	return out
+}
+
+// correlation is what leads from a client's log to ours (sections 6.18, 6.19).
+type correlation struct{ client, server string }
+
+// correlate names the request for the two logs. Only clients that name it
+// themselves get to see the name: PyKMIP and libkmip trip over it.
+func (r *request) correlate(h *kmipwire.RequestHeader) {
+	if r.since(4) && h.ClientCorrelationValue != "" {
+		r.correlation = correlation{client: h.ClientCorrelationValue, server: uuid.NewString()}
+	}
 }
 
 // minor is the client's version, of those of KMIP 1.

@@ -134,19 +134,27 @@ func TestMaximumResponseSize(t *testing.T) {
 	}
 }
 
+// TestCorrelationValues: who names a request, in the version that has names for
+// them, is told the one under which it is in the log, too.
 func TestCorrelationValues(t *testing.T) {
-	c := dial(t, newHome(t))
+	h := newHome(t)
 	for _, v := range kmipwire.Versions() {
-		c.version = v
-		in := c.message(items(kmip14.OperationQuery, &kmipwire.QueryRequest{})...)
-		in.RequestHeader.ClientCorrelationValue = "mine"
-		h := c.batch(in).ResponseHeader
-		want := ""
-		if v.ProtocolVersionMinor == 4 {
-			want = "mine"
-		}
-		if h.ClientCorrelationValue != want || h.ServerCorrelationValue != "" {
-			t.Errorf("%s: client %q, server %q", v, h.ClientCorrelationValue, h.ServerCorrelationValue)
+		for _, name := range []string{"", "mine"} {
+			c := dial(t, h)
+			c.version = v
+			in := c.message(items(kmip14.OperationQuery, &kmipwire.QueryRequest{})...)
+			in.RequestHeader.ClientCorrelationValue = name
+			got := c.batch(in).ResponseHeader
+			named := name != "" && v.ProtocolVersionMinor == 4
+			if got.ClientCorrelationValue != "" || (got.ServerCorrelationValue != "") != named {
+				t.Errorf("%s %q: client %q, server %q", v, name, got.ClientCorrelationValue, got.ServerCorrelationValue)
+			}
+			c.conn.Close()
+			lines := auditLines(t, h)
+			last := lines[len(lines)-1]
+			if (last.ClientCorrelation == name) != (named || name == "") || last.ServerCorrelation != got.ServerCorrelationValue {
+				t.Errorf("%s %q: logged as %+v", v, name, last)
+			}
 		}
 	}
 }

@@ -118,5 +118,17 @@ func (o *object) take(material []byte) error {
 	return nil
 }
 
+// leaveElsewhere notes that the client keeps the material of an object itself, in
+// an HSM perhaps (section 3.41).
+func (o *object) leaveElsewhere() error {
+	_, err := keyValuePresent().insert(o, keep(false))
+	return err
+}
+
+// elsewhere tells whether the server has never had the material of an object.
+func (o *object) elsewhere() bool { return len(keyValuePresent().instances(o)) > 0 }
+
+func keyValuePresent() *attribute { return attributeNamed(kmipwire.AttrKeyValuePresent, newestMinor) }
+
 // maxMaterial leaves room in a message for the rest of an object.
 const maxMaterial = 512 << 10 // bytes

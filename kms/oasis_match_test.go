@@ -25,7 +25,7 @@ type comparison struct {
 // anyValue names items whose value the server chooses: 4 to 6, and the results
 // of Query that describe a server.
 var anyValue = []string{
-	"TimeStamp", "AsynchronousCorrelationValue", "ResultMessage",
+	"TimeStamp", "AsynchronousCorrelationValue", "ServerCorrelationValue", "ResultMessage",
 	"VendorIdentification", "LeaseTime", "LastChangeDate",
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gemalto/kmip-go/kmip14"
+	"github.com/gemalto/kmip-go/ttlv"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
@@ -41,6 +42,8 @@ var queries = map[kmip14.QueryFunction]struct {
 	kmip14.QueryFunctionQueryOperations:        {0, (*request).queryOperations},
 	kmip14.QueryFunctionQueryObjects:           {0, queryObjects},
 	kmip14.QueryFunctionQueryServerInformation: {0, queryServer},
+	kmip14.QueryFunctionQueryExtensionList:     {1, queryExtensionList},
+	kmip14.QueryFunctionQueryExtensionMap:      {1, queryExtensionMap},
 	kmip14.QueryFunctionQueryRNGs:              {3, queryRNGs},
 	kmip14.QueryFunctionQueryProfiles:          {3, (*request).queryProfiles},
 	kmip14.QueryFunctionQueryCapabilities:      {3, (*request).queryCapabilities},
@@ -65,6 +68,17 @@ func queryServer(_ *request, out *kmipwire.QueryResponse) {
 }
 
 const vendor = "vmcrypt"
+
+// queryExtensionList names the tags of our own: the one in Server Information.
+func queryExtensionList(_ *request, out *kmipwire.QueryResponse) {
+	out.ExtensionInformation = append(out.ExtensionInformation, kmipwire.ExtensionInformation{ExtensionName: "Product"})
+}
+
+func queryExtensionMap(_ *request, out *kmipwire.QueryResponse) {
+	out.ExtensionInformation = append(out.ExtensionInformation, kmipwire.ExtensionInformation{
+		ExtensionName: "Product", ExtensionTag: int(kmipwire.TagProduct), ExtensionType: int(ttlv.TypeTextString),
+	})
+}
 
 // queryRNGs: the kernel's generator is none that KMIP has a name for.
 func queryRNGs(_ *request, out *kmipwire.QueryResponse) {

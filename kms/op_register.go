@@ -53,7 +53,7 @@ func (r *request) takeKey(o *object, p *kmipwire.RegisterRequest) error {
 		return fail(kmip14.ResultReasonInvalidField, "the algorithm or the length of the key is missing")
 	case o.UsageMask == 0:
 		return fail(kmip14.ResultReasonInvalidField, "the cryptographic usage mask is missing")
-	case len(o.material) != materialSize(kmip14.CryptographicAlgorithm(o.Algorithm), o.Length):
+	case !o.elsewhere() && len(o.material) != materialSize(kmip14.CryptographicAlgorithm(o.Algorithm), o.Length):
 		return fail(kmip14.ResultReasonInvalidField, "the key has %d bytes and is said to have %d bits", len(o.material), o.Length)
 	}
 	return nil
@@ -92,6 +92,9 @@ func (r *request) takeBlock(o *object, b *kmipwire.KeyBlock, formats ...kmip14.K
 		return fail(kmip14.ResultReasonInvalidField, "the algorithm or the length of the key is not as the attributes say")
 	}
 	o.Format = uint32(b.KeyFormatType)
+	if !b.KeyValue.Present && r.since(2) {
+		return o.leaveElsewhere()
+	}
 	return o.take(b.KeyValue.KeyMaterial)
 }
 

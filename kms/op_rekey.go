@@ -46,7 +46,7 @@ func (r *request) reKey(p *kmipwire.ReKeyRequest) (any, error) {
 
 // replacement makes the new key.
 func (r *request) replacement(old *object, p *kmipwire.ReKeyRequest) (*object, error) {
-	if err := checkReKey(old, p); err != nil {
+	if err := r.checkReKey(old, p); err != nil {
 		return nil, err
 	}
 	key, err := r.newObject(kmip14.ObjectTypeSymmetricKey)
@@ -67,7 +67,7 @@ var lifeCycle = []string{
 	kmipwire.AttrActivationDate, kmipwire.AttrProcessStartDate, kmipwire.AttrProtectStopDate, kmipwire.AttrDeactivationDate,
 }
 
-func checkReKey(old *object, p *kmipwire.ReKeyRequest) error {
+func (r *request) checkReKey(old *object, p *kmipwire.ReKeyRequest) error {
 	dated := slices.ContainsFunc(p.TemplateAttribute.Attribute, func(a kmipwire.Attribute) bool {
 		return slices.Contains(lifeCycle, a.AttributeName)
 	})
@@ -76,6 +76,8 @@ func checkReKey(old *object, p *kmipwire.ReKeyRequest) error {
 		return fail(kmip14.ResultReasonIllegalOperation, "object %s is not a symmetric key", old.id)
 	case old.destroyed():
 		return fail(kmip14.ResultReasonIllegalOperation, "key %s was destroyed", old.id)
+	case old.elsewhere():
+		return fail(r.reason(2, kmip14.ResultReasonKeyValueNotPresent, kmip14.ResultReasonIllegalOperation), "key %s is kept elsewhere", old.id)
 	case p.Offset != nil && dated:
 		return fail(kmip14.ResultReasonInvalidMessage, "either the offset or the dates can be given")
 	case p.Offset != nil && old.Activation == 0:
@@ -93,11 +95,14 @@ func (o *object) inherit(old *object) {
 	o.ProtectStop, o.Deactivation = old.ProtectStop, old.Deactivation
 	o.Sensitive, o.Unextractable = old.Sensitive, old.Unextractable
 	for _, k := range old.Others {
-		if k.Name != kmipwire.AttrLink && k.Name != kmipwire.AttrRandomNumberGenerator {
+		if !slices.Contains(ofOneKey, k.Name) {
 			o.Others = append(o.Others, k)
 		}
 	}
 }
+
+// ofOneKey are kept attributes that do not go from a key to its replacement.
+var ofOneKey = []string{kmipwire.AttrLink, kmipwire.AttrRandomNumberGenerator, kmipwire.AttrKeyValueLocation}
 
 // shift moves the dates of the life cycle.
 func (o *object) shift(seconds int64) {

@@ -124,6 +124,32 @@ func TestSecretsAndOpaqueObjects(t *testing.T) {
 	}
 }
 
+// TestKeyElsewhere registers a key without its bytes.
+func TestKeyElsewhere(t *testing.T) {
+	c := dial(t, newHome(t))
+	b := keyBlock(kmip14.KeyFormatTypeRaw)
+	b.KeyValue = kmipwire.KeyValue{}
+	r := registerKey(b)
+	r.TemplateAttribute.Attribute = append(r.TemplateAttribute.Attribute, attribute1(kmipwire.AttrKeyValueLocation,
+		kmipwire.KeyValueLocation{KeyValueLocationValue: "pkcs11:object=k", KeyValueLocationType: kmip14.KeyValueLocationTypeURI}))
+	id := c.register(r)
+	for _, format := range []kmip14.KeyFormatType{kmip14.KeyFormatTypeRaw, kmip14.KeyFormatTypeTransparentSymmetricKey} {
+		got := do[kmipwire.GetResponse](c, kmip14.OperationGet, &kmipwire.GetRequest{UniqueIdentifier: id, KeyFormatType: format})
+		if b := got.SymmetricKey.KeyBlock; b.KeyValue.Present || b.CryptographicLength != 128 {
+			t.Errorf("got %+v", b)
+		}
+	}
+	if has := c.attributes(id); has[kmipwire.AttrKeyValuePresent] != false || has[kmipwire.AttrKeyValueLocation] == nil || has[kmipwire.AttrDigest] != nil {
+		t.Errorf("attributes %v", has)
+	}
+	c.refused(kmip14.ResultReasonKeyValueNotPresent, kmip14.OperationReKey, &kmipwire.ReKeyRequest{UniqueIdentifier: id})
+	c.refused(kmip14.ResultReasonPermissionDenied, kmip14.OperationModifyAttribute,
+		&kmipwire.ModifyAttributeRequest{UniqueIdentifier: id, Attribute: attribute1(kmipwire.AttrKeyValuePresent, true)})
+	do[kmipwire.DestroyResponse](c, kmip14.OperationDestroy, &kmipwire.DestroyRequest{UniqueIdentifier: id})
+	c.version.ProtocolVersionMinor = 1
+	c.refused(kmip14.ResultReasonInvalidField, kmip14.OperationRegister, registerKey(b))
+}
+
 func TestDigest(t *testing.T) {
 	c := dial(t, newHome(t))
 	id := c.makeKey()
@@ -299,10 +325,13 @@ func TestQuery(t *testing.T) {
 		info := got.CapabilityInformation
 		facts := fmt.Sprint(len(got.ObjectType), slices.Contains(got.Operation, kmip14.OperationReKey),
 			slices.Contains(got.Operation, kmip14.OperationDiscoverVersions), got.VendorIdentification, got.ServerInformation != nil,
-			len(got.RNGParameters), len(got.ProfileInformation) > 0, info != nil, info != nil && info.BatchUndoCapability != nil)
-		want := fmt.Sprint(4, true, minor >= 1, "vmcrypt", true, max(0, min(1, minor-2)), minor >= 3, minor >= 3, minor >= 4)
+			len(got.ExtensionInformation), len(got.RNGParameters), len(got.ProfileInformation) > 0, info != nil, info != nil && info.BatchUndoCapability != nil)
+		want := fmt.Sprint(4, true, minor >= 1, "vmcrypt", true, 2*min(1, minor), max(0, min(1, minor-2)), minor >= 3, minor >= 3, minor >= 4)
 		if facts != want {
 			t.Errorf("1.%d: %s, want %s", minor, facts, want)
+		}
+		if e := got.ExtensionInformation; len(e) == 2 && (e[0].ExtensionTag != 0 || e[1] != kmipwire.ExtensionInformation{ExtensionName: "Product", ExtensionTag: 0x540001, ExtensionType: 7}) {
+			t.Errorf("1.%d: extensions %+v", minor, e)
 		}
 	}
 }

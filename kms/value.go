@@ -50,10 +50,12 @@ var (
 	customKind      = keptKind(func(any) bool { return true })
 	keptTextKind    = keptKind(func(v any) bool { s, ok := v.(string); return ok && s != "" })
 	keptStructKind  = keptKind(func(v any) bool { _, ok := v.(ttlv.TTLV); return ok })
+	keptBooleanKind = keptKind(func(v any) bool { _, ok := v.(bool); return ok })
 	policyKind      = keptKind(func(v any) bool { return v == "default" })
 	linkKind        = keptKind(valid(validLink))
 	applicationKind = keptKind(valid(validApplication))
 	alternativeKind = keptKind(valid(validAlternative))
+	locationKind    = keptKind(valid(validLocation))
 )
 
 func as[T any](v any) (any, bool) { t, ok := v.(T); return t, ok }
@@ -105,6 +107,10 @@ func validApplication(a kmipwire.ApplicationSpecificInformation) bool {
 
 func validAlternative(a kmipwire.AlternativeName) bool {
 	return a.AlternativeNameValue != "" && a.AlternativeNameType != 0
+}
+
+func validLocation(l kmipwire.KeyValueLocation) bool {
+	return l.KeyValueLocationValue != "" && l.KeyValueLocationType != 0
 }
 
 func decodeName(v any) (any, bool) {

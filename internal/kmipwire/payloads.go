@@ -133,6 +133,8 @@ const (
 	AttrApplicationInformation  = "Application Specific Information"
 	AttrContactInformation      = "Contact Information"
 	AttrAlternativeName         = "Alternative Name"
+	AttrKeyValuePresent         = "Key Value Present"
+	AttrKeyValueLocation        = "Key Value Location"
 	AttrOriginalCreationDate    = "Original Creation Date"
 	AttrRandomNumberGenerator   = "Random Number Generator"
 	AttrDescription             = "Description"
@@ -166,6 +168,12 @@ type ApplicationSpecificInformation struct {
 type AlternativeName struct {
 	AlternativeNameValue string
 	AlternativeNameType  kmip14.AlternativeNameType
+}
+
+// KeyValueLocation is the value of the attribute of that name (section 3.42).
+type KeyValueLocation struct {
+	KeyValueLocationValue string
+	KeyValueLocationType  kmip14.KeyValueLocationType
 }
 
 // Digest is the value of the attribute Digest (section 3.17).
@@ -211,8 +219,9 @@ type QueryResponse struct {
 	ObjectType            []kmip14.ObjectType
 	VendorIdentification  string `ttlv:",omitempty"`
 	ServerInformation     *ServerInformation
-	RNGParameters         []RNGParameters      // since 1.3
-	ProfileInformation    []ProfileInformation // since 1.3
+	ExtensionInformation  []ExtensionInformation // since 1.1
+	RNGParameters         []RNGParameters        // since 1.3
+	ProfileInformation    []ProfileInformation   // since 1.3
 	CapabilityInformation *CapabilityInformation
 }
 
@@ -220,6 +229,17 @@ type QueryResponse struct {
 // vendor's (section 4.25).
 type ServerInformation struct {
 	Product string `ttlv:"0x540001,omitempty"`
+}
+
+// TagProduct is vmcrypt's tag of ServerInformation's Product.
+const TagProduct ttlv.Tag = 0x540001
+
+// ExtensionInformation says what a vendor's tag means (section 2.1.9), since 1.1.
+// Type is a TTLV item type.
+type ExtensionInformation struct {
+	ExtensionName string
+	ExtensionTag  int `ttlv:",omitempty"`
+	ExtensionType int `ttlv:",omitempty"`
 }
 
 // ProfileInformation names a profile that a server conforms to (section
@@ -337,10 +357,12 @@ type KeyBlock struct {
 }
 
 // KeyValue holds the bytes of a key (section 2.1.4). Attribute is what came with
-// it; it is not sent.
+// it; it is not sent. A key whose bytes are elsewhere has none: it is not sent
+// without Key Material, and Present tells whether it has come.
 type KeyValue struct {
 	KeyMaterial KeyMaterial
 	Attribute   []Attribute
+	Present     bool `ttlv:"-"`
 	// Transparent makes Marshal put the key into the structure of the format
 	// Transparent Symmetric Key (section 2.1.7.1).
 	Transparent bool `ttlv:"-"`
@@ -348,16 +370,17 @@ type KeyValue struct {
 
 // MarshalTTLV encodes the key material in one of two ways.
 func (k KeyValue) MarshalTTLV(e *ttlv.Encoder, tag ttlv.Tag) error {
+	if k.KeyMaterial == nil {
+		return nil
+	}
 	return e.EncodeStructure(tag, func(e *ttlv.Encoder) error {
-		switch {
-		case k.Transparent:
+		if k.Transparent {
 			return e.EncodeStructure(kmip14.TagKeyMaterial, func(e *ttlv.Encoder) error {
 				e.EncodeByteString(kmip14.TagKey, k.KeyMaterial)
 				return nil
 			})
-		case k.KeyMaterial != nil:
-			e.EncodeByteString(kmip14.TagKeyMaterial, k.KeyMaterial)
 		}
+		e.EncodeByteString(kmip14.TagKeyMaterial, k.KeyMaterial)
 		return nil
 	})
 }
@@ -365,6 +388,7 @@ func (k KeyValue) MarshalTTLV(e *ttlv.Encoder, tag ttlv.Tag) error {
 // UnmarshalTTLV takes the value of a wrapped key, which is encoded as bytes or
 // encrypted, for the key material.
 func (k *KeyValue) UnmarshalTTLV(d *ttlv.Decoder, v ttlv.TTLV) error {
+	k.Present = true
 	if v.Type() == ttlv.TypeByteString {
 		k.KeyMaterial = v.ValueByteString()
 		return nil
