@@ -50,6 +50,5 @@ func openContent(ctx context.Context, keys *keyring, d Disk) (image.Disk, error)
 	if d.Record == nil {
 		return d.open()
 	}
-	content, _, err := d.openUnlocked(ctx, keys)
-	return content, err
+	return d.openUnlocked(ctx, keys)
 }

@@ -7,27 +7,36 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
 // job is a disk to be written to the output.
 type job struct {
-	disk Disk
-	file *image.File // the source's file
-	src  image.Disk  // what is read: the file, or its plaintext
-	// sink makes what is written to of the new file: the file itself, or its
-	// plaintext, which encrypts.
-	sink func(*image.File) (image.Disk, error)
+	disk   Disk
+	src    *image.File
+	cipher *blockcrypt.Cipher // nil until its key is known, and for a disk that is copied as it is
+	// begin marks the new file as what it is to be, and says what becomes of the
+	// data on its way there.
+	begin func(dst *image.File) (image.Transform, error)
 }
 
-func closeAll(jobs []job) {
+// close closes the source and forgets the key.
+func (j *job) close() {
+	j.src.Close()
+	if j.cipher != nil {
+		j.cipher.Wipe()
+	}
+}
+
+func closeAll(jobs []*job) {
 	for _, j := range jobs {
-		j.src.Close()
+		j.close()
 	}
 }
 
 // openJobs makes a job of each disk, or closes what it opened.
-func openJobs(disks []Disk, open func(Disk) (job, error)) (jobs []job, err error) {
+func openJobs(disks []Disk, open func(Disk) (*job, error)) (jobs []*job, err error) {
 	for _, d := range disks {
 		j, err := open(d)
 		if err != nil {
@@ -41,29 +50,26 @@ func openJobs(disks []Disk, open func(Disk) (job, error)) (jobs []job, err error
 
 // openOthers opens the VM's disks that were not chosen: they come along as they
 // are.
-func openOthers(t *Target, chosen []Disk) ([]job, error) {
+func openOthers(t *Target, chosen []Disk) ([]*job, error) {
 	others := slices.DeleteFunc(slices.Clone(t.Disks), func(d Disk) bool {
 		return slices.ContainsFunc(chosen, func(c Disk) bool { return c.Node == d.Node })
 	})
-	return openJobs(others, func(d Disk) (job, error) {
+	return openJobs(others, func(d Disk) (*job, error) {
 		f, err := d.openBeneath(filepath.Dir(t.Descriptor))
-		return job{disk: d, file: f, src: f, sink: d.asItIs}, err
+		return &job{disk: d, src: f, begin: d.asItIs}, err
 	})
 }
 
 // asItIs takes a disk over, with the mark of an encrypted one.
-func (d Disk) asItIs(f *image.File) (image.Disk, error) {
+func (d Disk) asItIs(dst *image.File) (image.Transform, error) {
 	if d.Record == nil {
-		return plainFile(f)
+		return image.Transform{}, nil
 	}
-	return f, f.SetDiskUUID(d.Record.DiskUUID.String())
+	return image.Transform{}, dst.SetDiskUUID(d.Record.DiskUUID.String())
 }
 
-// plainFile is the sink of a disk that is plain, or no longer encrypted.
-func plainFile(f *image.File) (image.Disk, error) { return f, nil }
-
 // write fills the output's stage with the disks of all jobs.
-func (h *Host) write(ctx context.Context, o *output, jobs []job) error {
+func (h *Host) write(ctx context.Context, o *output, jobs []*job) error {
 	meter := &meter{report: h.Report}
 	for _, j := range jobs {
 		meter.total += j.src.Size()
@@ -76,24 +82,32 @@ func (h *Host) write(ctx context.Context, o *output, jobs []job) error {
 	return nil
 }
 
-func (j job) run(ctx context.Context, o *output, progress func(int64)) error {
-	f, err := o.createDisk(j)
+// run makes the disk durable in the stage. Only then it gets the mode that lets
+// others read it.
+func (j *job) run(ctx context.Context, o *output, progress func(int64)) error {
+	dst, err := o.createDisk(j)
 	if err != nil {
 		return err
 	}
-	dst, err := j.sink(f)
-	if err != nil {
-		f.Close()
-		return err
-	}
-	err = image.Copy(ctx, dst, j.src, progress)
-	if err == nil {
-		err = dst.Flush()
-	}
+	err = j.copyTo(ctx, dst, progress)
 	if closed := dst.Close(); err == nil {
 		err = closed
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return o.copyMode(dst.DataPath(), j.src.DataPath())
+}
+
+func (j *job) copyTo(ctx context.Context, dst *image.File, progress func(int64)) error {
+	transform, err := j.begin(dst)
+	if err != nil {
+		return err
+	}
+	if err := image.Copy(ctx, dst, j.src, transform, progress); err != nil {
+		return err
+	}
+	return dst.Flush()
 }
 
 // meter adds up the progress of all disks of a run.

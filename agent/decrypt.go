@@ -1,6 +1,11 @@
 package agent
 
-import "context"
+import (
+	"context"
+
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/image"
+)
 
 // DecryptOptions says what is decrypted, and to where.
 type DecryptOptions struct {
@@ -27,21 +32,34 @@ func (h *Host) Decrypt(ctx context.Context, t *Target, opts DecryptOptions) (*St
 		return nil, err
 	}
 	defer closeAll(jobs)
-	return h.produce(ctx, t, out, jobs, func(jobs []job) error { return decryptTo(out, jobs) })
+	return h.produce(ctx, t, out, jobs, func(jobs []*job) error { return decryptTo(out, jobs) })
 }
 
-// unlockedJobs opens the plaintext of every disk before anything is written.
-func (h *Host) unlockedJobs(ctx context.Context, disks []Disk) ([]job, error) {
+// unlockedJobs has the key of every disk before anything is written.
+func (h *Host) unlockedJobs(ctx context.Context, disks []Disk) ([]*job, error) {
 	keys := newKeyring(h)
 	defer keys.wipe()
-	return openJobs(disks, func(d Disk) (job, error) {
-		plain, f, err := d.openUnlocked(ctx, keys)
-		return job{disk: d, file: f, src: plain, sink: plainFile}, err
-	})
+	return openJobs(disks, func(d Disk) (*job, error) { return d.unlockedJob(ctx, keys) })
+}
+
+func (d Disk) unlockedJob(ctx context.Context, keys *keyring) (*job, error) {
+	f, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	cipher, err := d.unlock(ctx, keys, f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	decryption := blockcrypt.Decryption(cipher, blockcrypt.HolePolicy(d.Record.Holes))
+	return &job{disk: d, src: f, cipher: cipher, begin: func(*image.File) (image.Transform, error) {
+		return decryption, nil
+	}}, nil
 }
 
 // decryptTo leaves nothing of vmcrypt in the descriptor. A bare image gets none.
-func decryptTo(out *output, jobs []job) error {
+func decryptTo(out *output, jobs []*job) error {
 	if out.bare {
 		out.descriptor = ""
 		return nil

@@ -6,8 +6,6 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
-	"github.com/vmcrypt/vmcrypt/internal/secret"
-	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
 // open opens the file of a disk, if it is the disk that the descriptor means.
@@ -57,22 +55,29 @@ func (d Disk) openBeneath(folder string) (*image.File, error) {
 	return f, nil
 }
 
-// openUnlocked opens the plaintext of an encrypted disk, and gives its file too,
-// which goes with it.
-func (d Disk) openUnlocked(ctx context.Context, keys *keyring) (image.Disk, *image.File, error) {
+// openUnlocked opens the plaintext of an encrypted disk. Closing it closes the
+// file and wipes the cipher.
+func (d Disk) openUnlocked(ctx context.Context, keys *keyring) (image.Disk, error) {
 	f, err := d.open()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	plain, err := d.unlock(ctx, keys, f)
+	cipher, err := d.unlock(ctx, keys, f)
 	if err != nil {
 		f.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return plain, f, nil
+	plain, err := blockcrypt.NewDisk(f, cipher, blockcrypt.HolePolicy(d.Record.Holes))
+	if err != nil {
+		cipher.Wipe()
+		f.Close()
+		return nil, err
+	}
+	return plain, nil
 }
 
-func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (image.Disk, error) {
+// unlock gives the cipher of the encrypted disk in f.
+func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (*blockcrypt.Cipher, error) {
 	key, err := keys.unwrap(ctx, d)
 	if err != nil {
 		return nil, err
@@ -83,20 +88,5 @@ func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (image.D
 		return nil, fmt.Errorf("%w: %s has %d bytes, but its record is of a disk of %d: it was cut, grown or swapped",
 			ErrDescriptor, f.DataPath(), f.Size(), d.Record.Size)
 	}
-	return plaintextOf(f, key, d.Record)
-}
-
-// plaintextOf is the plaintext of the encrypted disk in storage: what is written
-// to it is encrypted. Closing it closes the storage and wipes the cipher.
-func plaintextOf(storage image.Disk, key *secret.Buffer, rec *vmx.Record) (image.Disk, error) {
-	cipher, err := blockcrypt.NewCipher(key.Bytes(), rec.SectorSize)
-	if err != nil {
-		return nil, err
-	}
-	disk, err := blockcrypt.NewDisk(storage, cipher, blockcrypt.HolePolicy(rec.Holes))
-	if err != nil {
-		cipher.Wipe()
-		return nil, err
-	}
-	return disk, nil
+	return blockcrypt.NewCipher(key.Bytes(), d.Record.SectorSize)
 }

@@ -39,14 +39,14 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := openJobs(disks, func(d Disk) (job, error) { return plainJob(d, opts.SectorSize) })
+	jobs, err := openJobs(disks, func(d Disk) (*job, error) { return plainJob(d, opts.SectorSize) })
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(jobs)
 	keys := newKeyring(h)
 	defer keys.wipe()
-	return h.produce(ctx, t, out, jobs, func(jobs []job) error {
+	return h.produce(ctx, t, out, jobs, func(jobs []*job) error {
 		return encryptTo(ctx, keys, out, jobs, opts)
 	})
 }
@@ -65,21 +65,21 @@ func (t *Target) checkPoweredOff() error {
 
 // plainJob opens a disk to be encrypted, and refuses one that can't be before a
 // key is made for it.
-func plainJob(d Disk, sectorSize int) (job, error) {
+func plainJob(d Disk, sectorSize int) (*job, error) {
 	f, err := d.open()
 	if err != nil {
-		return job{}, err
+		return nil, err
 	}
 	if err := blockcrypt.CheckSize(f.Size(), sectorSize); err != nil {
 		f.Close()
-		return job{}, fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
+		return nil, fmt.Errorf("disk %s (%s): %w", d.Node, d.Path, err)
 	}
-	return job{disk: d, file: f, src: f}, nil
+	return &job{disk: d, src: f}, nil
 }
 
 // encryptTo gives the jobs their keys, and has them write what the descriptor, as
 // it lies on disk, can open again.
-func encryptTo(ctx context.Context, keys *keyring, out *output, jobs []job, opts EncryptOptions) error {
+func encryptTo(ctx context.Context, keys *keyring, out *output, jobs []*job, opts EncryptOptions) error {
 	if err := makeRecords(ctx, keys, out, jobs, opts); err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func encryptTo(ctx context.Context, keys *keyring, out *output, jobs []job, opts
 
 // makeRecords gives every job a DEK of its own, wrapped in the output's
 // descriptor.
-func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, opts EncryptOptions) error {
+func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []*job, opts EncryptOptions) error {
 	wrapper, err := keys.forWrapping(ctx, opts.Alias, opts.KEKID)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, op
 		rec := &vmx.Record{
 			State:      vmx.StateEncrypted,
 			DiskUUID:   uuid.New(),
-			Size:       j.file.Size(),
+			Size:       j.src.Size(),
 			Cipher:     vmx.CipherXTS,
 			SectorSize: opts.SectorSize,
 			Holes:      string(opts.Holes),
@@ -123,32 +123,35 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []job, op
 
 // readBack takes each record from the descriptor as it lies on disk: the DEK that
 // encrypts the first sector is one that is durable and opens again.
-func readBack(ctx context.Context, keys *keyring, out *output, jobs []job) error {
+func readBack(ctx context.Context, keys *keyring, out *output, jobs []*job) error {
 	path := out.in(out.descriptor)
 	written, err := vmx.Read(path)
 	if err != nil {
 		return err
 	}
-	for i := range jobs {
-		d := jobs[i].disk
-		if d.Record, err = written.Record(d.Node); err != nil {
+	for _, j := range jobs {
+		if j.disk.Record, err = written.Record(j.disk.Node); err != nil {
 			return fmt.Errorf("read back %s: %w", path, err)
 		}
-		jobs[i].sink = func(f *image.File) (image.Disk, error) { return d.encryptInto(ctx, keys, f) }
+		j.begin = func(dst *image.File) (image.Transform, error) { return j.encryptInto(ctx, keys, dst) }
 	}
 	return nil
 }
 
 // encryptInto marks a new file as the record's disk and encrypts what is written
 // to it.
-func (d Disk) encryptInto(ctx context.Context, keys *keyring, f *image.File) (image.Disk, error) {
-	key, err := keys.unwrap(ctx, d)
+func (j *job) encryptInto(ctx context.Context, keys *keyring, dst *image.File) (image.Transform, error) {
+	rec := j.disk.Record
+	key, err := keys.unwrap(ctx, j.disk)
 	if err != nil {
-		return nil, fmt.Errorf("unwrap what was just wrapped: %w", err)
+		return image.Transform{}, fmt.Errorf("unwrap what was just wrapped: %w", err)
 	}
 	defer key.Destroy()
-	if err := f.SetDiskUUID(d.Record.DiskUUID.String()); err != nil {
-		return nil, err
+	if err := dst.SetDiskUUID(rec.DiskUUID.String()); err != nil {
+		return image.Transform{}, err
 	}
-	return plaintextOf(f, key, d.Record)
+	if j.cipher, err = blockcrypt.NewCipher(key.Bytes(), rec.SectorSize); err != nil {
+		return image.Transform{}, err
+	}
+	return blockcrypt.Encryption(j.cipher, blockcrypt.HolePolicy(rec.Holes)), nil
 }

@@ -91,7 +91,7 @@ func checkAbsent(path string) error {
 
 // place says where in the stage each disk will lie, and fails if two files would
 // lie in one place.
-func (o *output) place(jobs []job) error {
+func (o *output) place(jobs []*job) error {
 	taken := map[string]string{o.descriptor: "the descriptor"}
 	for _, name := range o.companions {
 		taken[name] = "the VM's file of that name"
@@ -119,12 +119,12 @@ func (p placed) names() []string {
 	return []string{p.data, p.name}
 }
 
-func (o *output) placeOf(j job) (placed, error) {
+func (o *output) placeOf(j *job) (placed, error) {
 	name, err := o.nameOf(j.disk)
 	if err != nil || j.disk.Format != image.VMDK {
 		return placed{name, name}, err
 	}
-	extent := j.file.VMDK().ExtentName()
+	extent := j.src.VMDK().ExtentName()
 	if o.bare {
 		extent = extentName(name)
 	}
@@ -171,26 +171,18 @@ func (o *output) writeDescriptor() error {
 
 // createDisk makes the empty file for a disk, and the text that belongs to it if
 // it is a VMDK.
-func (o *output) createDisk(j job) (*image.File, error) {
+func (o *output) createDisk(j *job) (*image.File, error) {
 	p := o.places[j.disk.Node]
 	if err := os.MkdirAll(filepath.Dir(o.in(p.name)), 0o700); err != nil {
 		return nil, err
 	}
-	if v := j.file.VMDK(); v != nil {
+	if v := j.src.VMDK(); v != nil {
 		if err := o.writeVMDK(v, p, j.disk.Path); err != nil {
 			return nil, err
 		}
 	}
 	o.written = append(o.written, p.names()...)
-	f, err := image.Create(o.in(p.data), j.src.Size())
-	if err != nil {
-		return nil, err
-	}
-	if err := o.copyMode(o.in(p.data), j.file.DataPath()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return image.Create(o.in(p.data), j.src.Size())
 }
 
 // writeVMDK writes the text of a VMDK, as it was but for the name of the extent.

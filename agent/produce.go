@@ -15,7 +15,7 @@ import (
 // produce writes the whole output and publishes it: the chosen disks by their
 // jobs, which prepare completes once it has written the descriptor, the VM's
 // other disks and its other files.
-func (h *Host) produce(ctx context.Context, t *Target, out *output, jobs []job, prepare func([]job) error) (*Status, error) {
+func (h *Host) produce(ctx context.Context, t *Target, out *output, jobs []*job, prepare func([]*job) error) (*Status, error) {
 	chosen := make([]Disk, len(jobs))
 	for i, j := range jobs {
 		chosen[i] = j.disk
@@ -101,7 +101,7 @@ func (o *output) copyFile(ctx context.Context, name string, src *image.File) err
 	if err != nil {
 		return err
 	}
-	err = image.Copy(ctx, dst, src, nil)
+	err = image.Copy(ctx, dst, src, image.Transform{}, nil)
 	if closed := dst.Close(); err == nil {
 		err = closed
 	}

@@ -1,7 +1,6 @@
 package blockcrypt
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -209,37 +208,7 @@ func (d *Disk) readSectors(p []byte, off int64) error {
 		}
 		return fmt.Errorf("read %d bytes of ciphertext at %d: %w", len(p), off, err)
 	}
-	return d.decrypt(p, off)
-}
-
-// decrypt decrypts whole sectors in place, all but those that are holes.
-func (d *Disk) decrypt(p []byte, off int64) error {
-	for len(p) > 0 {
-		n, hole := d.leading(p)
-		if !hole {
-			if err := d.cipher.Decrypt(p[:n], p[:n], off); err != nil {
-				return err
-			}
-		}
-		p, off = p[n:], off+int64(n)
-	}
-	return nil
-}
-
-// leading gives the length of the run of sectors at the start of p that are all
-// holes or all data.
-func (d *Disk) leading(p []byte) (n int, hole bool) {
-	if d.holes == Fill {
-		return len(p), false
-	}
-	size := d.cipher.sectorSize
-	isHole := func(at int) bool { return bytes.Equal(p[at:at+size], zeros[:size]) }
-	hole = isHole(0)
-	n = size
-	for n < len(p) && isHole(n) == hole {
-		n += size
-	}
-	return n, hole
+	return decryptSectors(d.cipher, d.holes, p, off)
 }
 
 // Discard makes length bytes at off read as zeros. Under Preserve whole sectors

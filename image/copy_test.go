@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,16 +21,18 @@ type memory struct {
 	data  []byte
 	holes []Extent // within [0, len(data)), in order
 
-	readFault, writeFault, discardFault, mapFault int64 // offsets, -1 for none
-	unaligned                                     bool  // some write or discard was
+	readFault, writeFault, discardFault, mapFault, allocateFault int64 // offsets, -1 for none
+
+	unaligned bool // some write or discard was
 
 	mu        sync.Mutex
 	busy, top int // calls at once
 	discarded int64
+	allocated []Extent
 }
 
 func newMemory(size int64, holes ...Extent) *memory {
-	m := &memory{data: make([]byte, size), holes: holes, readFault: -1, writeFault: -1, discardFault: -1, mapFault: -1}
+	m := &memory{data: make([]byte, size), holes: holes, readFault: -1, writeFault: -1, discardFault: -1, mapFault: -1, allocateFault: -1}
 	random := rand.NewChaCha8([32]byte{1})
 	random.Read(m.data)
 	for _, h := range holes {
@@ -92,6 +95,12 @@ func (m *memory) Discard(offset, length int64) error {
 	return nil
 }
 
+func (m *memory) allocate(offset, length int64) error {
+	defer m.leave()
+	m.allocated = append(m.allocated, Extent{Offset: offset, Length: length})
+	return m.enter(offset, length, m.allocateFault)
+}
+
 func (m *memory) Extents(offset, length int64) ([]Extent, error) {
 	if offset <= m.mapFault && m.mapFault < offset+length {
 		return nil, errFault
@@ -148,7 +157,7 @@ func TestCopy(t *testing.T) {
 		dst := newMemory(src.Size())
 		clear(dst.data[:len(dst.data)/2]) // what is there must not show through
 		var done int64
-		err := Copy(t.Context(), dst, src, func(n int64) { done += n })
+		err := Copy(t.Context(), dst, src, Transform{}, func(n int64) { done += n })
 		if err != nil || !bytes.Equal(dst.data, src.data) {
 			t.Errorf("%s: %v, or the copy differs", name, err)
 		}
@@ -158,9 +167,73 @@ func TestCopy(t *testing.T) {
 		if name == "all hole" && dst.discarded != src.Size() {
 			t.Errorf("%d bytes discarded", dst.discarded)
 		}
+		if got, want := fmt.Sprint(dst.allocated), fmt.Sprint(dataOf(src)); got != want {
+			t.Errorf("%s: allocated %s, want %s", name, got, want)
+		}
 		if dst.top > copyWorkers {
 			t.Errorf("%s: %d writes at once", name, dst.top)
 		}
+	}
+}
+
+// dataOf gives the parts of a disk that lie in blocks with data.
+func dataOf(m *memory) []Extent {
+	var data []Extent
+	for _, run := range cut(m.holes, 0, m.Size()) {
+		if !run.Hole {
+			data = append(data, run)
+		}
+	}
+	return data
+}
+
+// A transform sees each byte of data once, in whole blocks, and holes only where
+// it wants them.
+func TestCopyTransforms(t *testing.T) {
+	const size = 5<<20 + 512
+	for _, holes := range []bool{false, true} {
+		src := newMemory(size, oddHoles(size)...)
+		dst := newMemory(size)
+		err := Copy(t.Context(), dst, src, Transform{Holes: holes, Data: func(p []byte, offset int64) error {
+			end := offset + int64(len(p))
+			if offset%copyAlign != 0 || end%copyAlign != 0 && end != size {
+				t.Errorf("%d bytes at %d are not whole blocks", len(p), offset)
+			}
+			for i := range p {
+				p[i] ^= 0x5a
+			}
+			return nil
+		}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Clone(src.data)
+		for _, run := range cut(src.holes, 0, size) {
+			for i := run.Offset; (holes || !run.Hole) && i < run.Offset+run.Length; i++ {
+				want[i] ^= 0x5a
+			}
+		}
+		if !bytes.Equal(dst.data, want) {
+			t.Errorf("holes %t: the copy differs", holes)
+		}
+	}
+}
+
+func TestCopyEndsWithItsTransform(t *testing.T) {
+	fail := Transform{Data: func(_ []byte, offset int64) error {
+		if offset == 2<<20 {
+			return errFault
+		}
+		return nil
+	}}
+	dst := newMemory(3 << 20)
+	before := bytes.Clone(dst.data[2<<20:])
+	err := Copy(t.Context(), dst, newMemory(3<<20, Extent{Length: 3 << 20, Hole: true}), Transform{Data: fail.Data, Holes: true}, nil)
+	if !errors.Is(err, errFault) || !strings.Contains(err.Error(), "offset 2097152") {
+		t.Error(err)
+	}
+	if !bytes.Equal(dst.data[2<<20:], before) {
+		t.Error("what could not be transformed was written")
 	}
 }
 
@@ -168,17 +241,19 @@ func TestCopyFaults(t *testing.T) {
 	const size, at = 8 << 20, 5<<20 + 12345
 	hole := Extent{Offset: 5 << 20, Length: 1 << 20, Hole: true}
 	for name, fault := range map[string]func(dst, src *memory){
-		"read":    func(_, src *memory) { src.readFault = at },
-		"write":   func(dst, _ *memory) { dst.writeFault = at },
-		"discard": func(dst, src *memory) { dst.discardFault, src.holes = at, []Extent{hole} },
-		"map":     func(_, src *memory) { src.mapFault = 0 },
+		"read":                 func(_, src *memory) { src.readFault = at },
+		"write":                func(dst, _ *memory) { dst.writeFault = at },
+		"discard":              func(dst, src *memory) { dst.discardFault, src.holes = at, []Extent{hole} },
+		"map":                  func(_, src *memory) { src.mapFault = 0 },
+		"map of what is there": func(dst, _ *memory) { dst.mapFault = 0 },
+		"allocate":             func(dst, _ *memory) { dst.allocateFault = at },
 	} {
 		dst, src := newMemory(size), newMemory(size)
 		fault(dst, src)
-		err := Copy(t.Context(), dst, src, nil)
-		where := fmt.Sprintf("offset %d", 5<<20)
-		if name == "map" {
-			where = "offset 0"
+		err := Copy(t.Context(), dst, src, Transform{}, nil)
+		where := map[string]string{"map": "offset 0", "map of what is there": "map", "allocate": "offset 0"}[name]
+		if where == "" {
+			where = fmt.Sprintf("offset %d", 5<<20)
 		}
 		if !errors.Is(err, errFault) || !strings.Contains(err.Error(), where) {
 			t.Errorf("%s: %v", name, err)
@@ -189,7 +264,7 @@ func TestCopyFaults(t *testing.T) {
 func TestCopyEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var done int64
-	err := Copy(ctx, newMemory(32<<20), newMemory(32<<20), func(n int64) {
+	err := Copy(ctx, newMemory(32<<20), newMemory(32<<20), Transform{}, func(n int64) {
 		done += n
 		cancel()
 	})
@@ -199,7 +274,7 @@ func TestCopyEndsWithItsContext(t *testing.T) {
 }
 
 func TestCopyOfOtherSize(t *testing.T) {
-	if err := Copy(t.Context(), newMemory(512), newMemory(1024), nil); err == nil {
+	if err := Copy(t.Context(), newMemory(512), newMemory(1024), Transform{}, nil); err == nil {
 		t.Error("a disk of 1024 bytes fits into 512")
 	}
 }
@@ -215,7 +290,7 @@ func TestCopyKeepsHoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dst.Close()
-	if err := Copy(t.Context(), dst, src, nil); err != nil {
+	if err := Copy(t.Context(), dst, src, Transform{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	want, err := src.Extents(0, size)
@@ -247,7 +322,11 @@ func FuzzCut(f *testing.F) {
 				end += length
 			}
 		}
-		checkPieces(t, cut(extents, offset, end), extents, offset, end)
+		var all []Extent
+		for _, run := range cut(extents, offset, end) {
+			all = slices.AppendSeq(all, pieces(run))
+		}
+		checkPieces(t, all, extents, offset, end)
 	})
 }
 
@@ -274,7 +353,7 @@ func BenchmarkCopy(b *testing.B) {
 	src, dst := newMemory(64<<20), newMemory(64<<20)
 	b.SetBytes(src.Size())
 	for b.Loop() {
-		if err := Copy(b.Context(), dst, src, nil); err != nil {
+		if err := Copy(b.Context(), dst, src, Transform{}, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

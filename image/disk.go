@@ -3,7 +3,7 @@
 //
 //	disk, err := image.Open("web01.vmdk", image.VMDK, image.ReadOnly)
 //	copied, err := image.Create("web01-copy.img", disk.Size())
-//	err = image.Copy(ctx, copied, disk, nil)
+//	err = image.Copy(ctx, copied, disk, image.Transform{}, nil)
 //	err = copied.Flush()
 //
 // An open disk is locked as QEMU locks its images: what is being copied cannot

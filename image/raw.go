@@ -110,14 +110,10 @@ func notDisk(mode fs.FileMode) string {
 // the kernel refuses that while a file system on it is mounted, and then
 // refuses to mount one.
 func (f *File) claimDevice() error {
-	name := f.file.Name()
-	var claimed *os.File
-	err := f.control(func(fd int) (err error) {
-		claimed, err = openFile(fmt.Sprintf("/proc/self/fd/%d", fd), name, f.mode, unix.O_EXCL)
-		return err
-	})
+	claimed, err := f.reopen(unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s: %w: it is mounted, part of another device or held by another vmcrypt", name, ErrInUse)
+		return fmt.Errorf("%s: %w: it is mounted, part of another device or held by another vmcrypt",
+			f.file.Name(), ErrInUse)
 	}
 	if err != nil {
 		return err
@@ -182,23 +178,31 @@ func (f *File) Discard(offset, length int64) error {
 	if err := f.writable(offset, length); err != nil || length == 0 {
 		return err
 	}
-	err := f.control(func(fd int) error { return punch(fd, offset, length) })
+	err := f.control(func(fd int) error {
+		return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+	})
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+	case cannotFallocate(err):
 		return f.writeZeros(offset, length)
 	}
 	return fmt.Errorf("punch %d bytes at offset %d out of %s: %w", length, offset, f.file.Name(), err)
 }
 
-func punch(fd int, offset, length int64) error {
+func fallocate(fd int, mode uint32, offset, length int64) error {
 	for {
-		err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		err := unix.Fallocate(fd, mode, offset, length)
 		if err != unix.EINTR {
 			return err
 		}
 	}
+}
+
+// cannotFallocate tells the errors of a file system that lacks what was asked
+// for.
+func cannotFallocate(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
 func (f *File) writeZeros(offset, length int64) error {
