@@ -155,10 +155,25 @@ func checkHeader(in *kmipwire.RequestMessage) *failure {
 		return fail(kmip14.ResultReasonInvalidMessage, "batch count %d with %d items", h.BatchCount, len(in.BatchItem))
 	case len(in.BatchItem) > maxBatch:
 		return fail(kmip14.ResultReasonInvalidMessage, "more than %d batch items", maxBatch)
+	case !identified(in.BatchItem):
+		return fail(kmip14.ResultReasonInvalidMessage, "of several batch items, each needs a unique batch item ID of its own")
 	case h.BatchErrorContinuationOption > kmip14.BatchErrorContinuationOptionUndo:
 		return fail(kmip14.ResultReasonInvalidMessage, "unknown batch error continuation option")
 	}
 	return nil
+}
+
+// identified tells whether the items, if there are several, can be told apart by
+// their IDs (section 7.2).
+func identified(items []kmipwire.RequestBatchItem) bool {
+	if len(items) < 2 {
+		return true
+	}
+	ids := map[string]bool{"": true}
+	for i := range items {
+		ids[string(items[i].UniqueBatchItemID)] = true
+	}
+	return len(ids) == len(items)+1
 }
 
 // refuse gives the response to a message that fails as a whole. Where the

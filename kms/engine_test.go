@@ -72,28 +72,33 @@ func TestBatchErrors(t *testing.T) {
 func TestMessagesRefusedAsAWhole(t *testing.T) {
 	c := dial(t, newHome(t))
 	create := func(n int) []kmipwire.RequestBatchItem {
-		var all []kmipwire.RequestBatchItem
+		var all []any
 		for range n {
-			all = append(all, items(kmip14.OperationCreate, createRequest())...)
+			all = append(all, kmip14.OperationCreate, createRequest())
 		}
-		return all
+		return items(all...)
 	}
 	tests := map[string]struct {
 		n      int
 		want   kmip14.ResultReason
-		change func(*kmipwire.RequestHeader)
+		change func(*kmipwire.RequestMessage)
 	}{
-		"version 1.5": {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.ProtocolVersion.ProtocolVersionMinor = 5 }},
-		"version 2.1": {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.ProtocolVersion.ProtocolVersionMajor = 2 }},
-		"count":       {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.BatchCount = 2 }},
-		"empty":       {0, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestHeader) {}},
-		"many":        {maxBatch + 1, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestHeader) {}},
-		"option":      {1, kmip14.ResultReasonInvalidMessage, func(h *kmipwire.RequestHeader) { h.BatchErrorContinuationOption = 4 }},
+		"version 1.5": {1, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.RequestHeader.ProtocolVersion.ProtocolVersionMinor = 5 }},
+		"version 2.1": {1, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.RequestHeader.ProtocolVersion.ProtocolVersionMajor = 2 }},
+		"count":       {1, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.RequestHeader.BatchCount = 2 }},
+		"empty":       {0, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestMessage) {}},
+		"many":        {maxBatch + 1, kmip14.ResultReasonInvalidMessage, func(*kmipwire.RequestMessage) {}},
+		"no IDs": {2, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) {
+			m.BatchItem[0].UniqueBatchItemID, m.BatchItem[1].UniqueBatchItemID = nil, nil
+		}},
+		"one ID":   {2, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.BatchItem[1].UniqueBatchItemID = nil }},
+		"same IDs": {2, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.BatchItem[1].UniqueBatchItemID = []byte{0} }},
+		"option":   {1, kmip14.ResultReasonInvalidMessage, func(m *kmipwire.RequestMessage) { m.RequestHeader.BatchErrorContinuationOption = 4 }},
 	}
 	for what, test := range tests {
 		t.Run(what, func(t *testing.T) {
 			in := c.message(create(test.n)...)
-			test.change(&in.RequestHeader)
+			test.change(in)
 			out := c.batch(in)
 			if len(out.BatchItem) != 1 || out.BatchItem[0].ResultReason != test.want || out.BatchItem[0].Operation != 0 {
 				t.Errorf("%+v", out.BatchItem)
@@ -117,6 +122,10 @@ func TestOperationsRefused(t *testing.T) {
 		TTLVTag          struct{} `ttlv:"RequestPayload"`
 		UniqueIdentifier int
 	}{UniqueIdentifier: 1})
+	c.refused(kmip14.ResultReasonInvalidMessage, kmip14.OperationGet, &struct {
+		TTLVTag          struct{} `ttlv:"RequestPayload"`
+		UniqueIdentifier []string
+	}{UniqueIdentifier: []string{"the one that is checked", "the one that is given out"}})
 	in := c.message(items(kmip14.OperationQuery, &kmipwire.QueryRequest{})...)
 	in.BatchItem[0].MessageExtension = &kmipwire.MessageExtension{VendorIdentification: "acme", CriticalityIndicator: true}
 	if out := c.batch(in); out.BatchItem[0].ResultReason != kmip14.ResultReasonFeatureNotSupported {

@@ -3,6 +3,7 @@ package kmipwire
 import (
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/gemalto/kmip-go/ttlv"
@@ -10,15 +11,18 @@ import (
 
 // Unmarshal validates msg, a message or the payload of one, and decodes it
 // into v, a pointer to a struct of this package. Items that v has no field for
-// are ignored; fields for which there is no item keep their value. Byte
-// strings and payloads in v are slices of msg. Errors wrap ErrMalformed and
-// hold no values.
+// are ignored; fields for which there is no item keep their value; one that
+// is no slice is refused two items. Byte strings and payloads in v are slices
+// of msg. Errors wrap ErrMalformed and hold no values.
 func Unmarshal(msg []byte, v any) (err error) {
 	if err := Validate(msg); err != nil {
 		return err
 	}
 	if want := messageTag(v); want != 0 && ttlv.TTLV(msg).Tag() != want {
 		return fmt.Errorf("%w: not the kind of message that was expected", ErrMalformed)
+	}
+	if err := shapeOf(reflect.TypeOf(v).Elem()).checkOnce(msg); err != nil {
+		return err
 	}
 	defer func() {
 		// The value of the panic is dropped, as it might quote the message.

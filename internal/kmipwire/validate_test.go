@@ -174,7 +174,7 @@ func TestDecodingIsBounded(t *testing.T) {
 		deep = item(0x42000F, 1, uint32(len(deep)), deep...)
 	}
 	wide := bytes.Repeat(item(0x42000F, 1, 0), maxStructures-1)
-	many := item(0x42000F, 1, 8*(MaxItems-2), bytes.Repeat(item(0x420093, 8, 0), MaxItems-2)...)
+	many := item(0x42000F, 1, 8*(MaxItems-2), bytes.Repeat(item(0x420001, 8, 0), MaxItems-2)...)
 	for name, msg := range map[string][]byte{"deep": structure(deep), "wide": structure(wide), "many": structure(many)} {
 		if err := Validate(msg); err != nil {
 			t.Fatalf("%s: %v", name, err)
