@@ -167,6 +167,15 @@ func (a *attribute) decode(v any) (any, error) {
 	return value, nil
 }
 
+// decodeNew takes a value that an object is to have.
+func (a *attribute) decodeNew(v any) (any, error) {
+	value, err := a.decode(v)
+	if err == nil && a.kind.fit != nil {
+		err = a.kind.fit(value)
+	}
+	return value, err
+}
+
 // allowed tells whether a client can give the object the value in that way.
 func (a *attribute) allowed(o *object, by rights, value any) bool {
 	return a.can&by != 0 && a.on.has(o.Type) && (a.when == nil || a.when(o, value))
@@ -199,7 +208,7 @@ func setAttributes(o *object, attrs []kmipwire.Attribute, by rights, minor int) 
 		if a == nil {
 			return fail(kmip14.ResultReasonInvalidField, "there is no attribute %.60q", in.AttributeName)
 		}
-		value, err := a.decode(in.AttributeValue)
+		value, err := a.decodeNew(in.AttributeValue)
 		if err != nil {
 			return err
 		}

@@ -117,7 +117,7 @@ func (o *outcome) fail(f *failure) {
 	o.ResultStatus = kmip14.ResultStatusOperationFailed
 	o.ResultReason = f.reason
 	o.ResultMessage = f.message
-	o.ResponsePayload = nil
+	o.ResponsePayload = f.payload
 }
 
 // internalFailure is an error that is none of the client's business.

@@ -76,12 +76,13 @@ type request struct {
 type failure struct {
 	reason  kmip14.ResultReason
 	message string
+	payload any // that it comes with; mostly none
 }
 
 func (f *failure) Error() string { return f.message }
 
 func fail(reason kmip14.ResultReason, format string, args ...any) *failure {
-	return &failure{reason, fmt.Sprintf(format, args...)}
+	return &failure{reason: reason, message: fmt.Sprintf(format, args...)}
 }
 
 // answer returns the response to a message, and whether the client made sense.

@@ -132,7 +132,7 @@ func (r *request) attribute(in *kmipwire.Attribute, by rights) (*attribute, any,
 	if a == nil || a.can&by == 0 {
 		return nil, nil, readOnly(in.AttributeName)
 	}
-	value, err := a.decode(in.AttributeValue)
+	value, err := a.decodeNew(in.AttributeValue)
 	return a, value, err
 }
 

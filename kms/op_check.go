@@ -9,15 +9,18 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
-// check tells in how far an object may be used as the client wants to (section
-// 4.10). There are no usage limits.
+// check fails, and says why, if an object may not be used as the client wants to
+// (section 4.10). There are no usage limits.
 func (r *request) check(p *kmipwire.CheckRequest) (any, error) {
 	o, err := r.loadUsable(p.UniqueIdentifier)
 	if err != nil {
 		return nil, err
 	}
 	defer o.wipe()
-	out := &kmipwire.CheckResponse{UniqueIdentifier: o.id.String()}
+	if !cryptographic.has(o.Type) {
+		return nil, fail(kmip14.ResultReasonIllegalOperation, "object %s is not for cryptography", o.id)
+	}
+	out := &kmipwire.CheckResponse{}
 	if p.CryptographicUsageMask&^o.UsageMask != 0 {
 		mask := kmip14.CryptographicUsageMask(o.UsageMask)
 		out.CryptographicUsageMask = &mask
@@ -25,7 +28,14 @@ func (r *request) check(p *kmipwire.CheckRequest) (any, error) {
 	if most := leaseTime; p.LeaseTime != nil && *p.LeaseTime > most {
 		out.LeaseTime = &most
 	}
-	return out, nil
+	if *out == (kmipwire.CheckResponse{}) {
+		out.UniqueIdentifier = o.id.String()
+		return out, nil
+	}
+	r.placeholder = ""
+	denied := fail(kmip14.ResultReasonPermissionDenied, "object %s may not be used like that", o.id)
+	denied.payload = out
+	return nil, denied
 }
 
 // obtainLease is section 4.17. There are leases for keys that may still be used.

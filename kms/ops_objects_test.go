@@ -301,9 +301,19 @@ func TestCheckAndLease(t *testing.T) {
 	if got.CryptographicUsageMask != nil || got.LeaseTime != nil {
 		t.Errorf("allowed: %+v", got)
 	}
-	got = do[kmipwire.CheckResponse](c, kmip14.OperationCheck, &kmipwire.CheckRequest{UniqueIdentifier: id, CryptographicUsageMask: 5, LeaseTime: &long})
-	if got.CryptographicUsageMask == nil || *got.CryptographicUsageMask != 12 || got.LeaseTime == nil || *got.LeaseTime != leaseTime {
-		t.Errorf("not allowed: %+v", got)
+	in := c.message(items(
+		kmip14.OperationLocate, &kmipwire.LocateRequest{},
+		kmip14.OperationCheck, &kmipwire.CheckRequest{CryptographicUsageMask: 5, LeaseTime: &long},
+		kmip14.OperationGet, &kmipwire.GetRequest{})...)
+	in.RequestHeader.BatchErrorContinuationOption = kmip14.BatchErrorContinuationOptionContinue
+	out := c.batch(in).BatchItem
+	got = payloadOf[kmipwire.CheckResponse](t, out[1])
+	if out[1].ResultReason != kmip14.ResultReasonPermissionDenied || got.UniqueIdentifier != "" ||
+		got.CryptographicUsageMask == nil || *got.CryptographicUsageMask != 12 || got.LeaseTime == nil || *got.LeaseTime != leaseTime {
+		t.Errorf("not allowed: %s %+v", out[1].ResultReason, got)
+	}
+	if out[2].ResultReason != kmip14.ResultReasonItemNotFound {
+		t.Errorf("the ID placeholder is left: %+v", out[2])
 	}
 	lease := &kmipwire.ObtainLeaseRequest{UniqueIdentifier: id}
 	if got := do[kmipwire.ObtainLeaseResponse](c, kmip14.OperationObtainLease, lease); got.LeaseTime != leaseTime || got.LastChangeDate.IsZero() {

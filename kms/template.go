@@ -24,7 +24,7 @@ func (o *object) takeTemplate(attrs []kmipwire.Attribute, minor int) error {
 		if a == nil || a.can&byMaking == 0 {
 			return fail(kmip14.ResultReasonInvalidField, "attribute %.60q cannot be set", in.AttributeName)
 		}
-		value, err := a.decode(in.AttributeValue)
+		value, err := a.decodeNew(in.AttributeValue)
 		if err != nil {
 			return err
 		}

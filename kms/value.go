@@ -21,6 +21,8 @@ type kind struct {
 	// covers tells whether an object that has one value is located by another;
 	// nil where they must be equal.
 	covers func(has, wanted any) bool
+	// fit tells why no object can have a value; nil where any can.
+	fit func(value any) error
 }
 
 // Decoded values: string, int32, uint32 for an enumeration, int64 for a date,
@@ -53,7 +55,7 @@ var (
 	keptBooleanKind = keptKind(func(v any) bool { _, ok := v.(bool); return ok })
 	policyKind      = keptKind(func(v any) bool { return v == "default" })
 	linkKind        = keptKind(valid(validLink))
-	applicationKind = keptKind(valid(validApplication))
+	applicationKind = fitting(keptKind(valid(validApplication)), withData)
 	alternativeKind = keptKind(valid(validAlternative))
 	locationKind    = keptKind(valid(validLocation))
 )
@@ -103,6 +105,24 @@ func validLink(l kmipwire.Link) bool {
 
 func validApplication(a kmipwire.ApplicationSpecificInformation) bool {
 	return a.ApplicationNamespace != ""
+}
+
+func fitting(k kind, fit func(any) error) kind {
+	k.fit = fit
+	return k
+}
+
+// withData refuses to make up Application Data, as a server may that knows what
+// a namespace is for (section 3.36).
+func withData(v any) error {
+	var a kmipwire.ApplicationSpecificInformation
+	if err := kmipwire.UnmarshalPayload(ttlv.TTLV(v.(encoded)), &a); err != nil {
+		return err
+	}
+	if a.ApplicationData == "" {
+		return fail(kmip14.ResultReasonApplicationNamespaceNotSupported, "there is no application data for the namespace %.60q", a.ApplicationNamespace)
+	}
+	return nil
 }
 
 func validAlternative(a kmipwire.AlternativeName) bool {

@@ -59,7 +59,8 @@ func fieldOf(tag ttlv.Tag, t reflect.Type) shapeField {
 // and may not. Items that the shape does not know are skipped.
 func (s shape) checkOnce(structure ttlv.TTLV) error {
 	seen := uint64(0) // bits of s
-	for v := structure.ValueStructure(); len(v) > 0; v = v[v.FullLen():] { // Next would check all of it anew
+	// v.Next would check all of v anew.
+	for v := structure.ValueStructure(); len(v) > 0; v = v[v.FullLen():] {
 		i := s.index(v.Tag())
 		if i < 0 {
 			continue

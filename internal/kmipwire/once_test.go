@@ -12,7 +12,7 @@ import (
 
 // twice repeats every item of a structure in turn, nested ones too, and calls
 // try with what comes of it and the tag and parent of what was repeated.
-func twice(msg ttlv.TTLV, parent ttlv.Tag, try func(msg []byte, parent, tag ttlv.Tag)) {
+func twice(msg ttlv.TTLV, try func(msg []byte, parent, tag ttlv.Tag)) {
 	for v := msg.ValueStructure(); len(v) > 0; v = v[v.FullLen():] {
 		item := v[:v.FullLen()]
 		at := len(msg) - len(v)
@@ -25,7 +25,7 @@ func twice(msg ttlv.TTLV, parent ttlv.Tag, try func(msg []byte, parent, tag ttlv
 		}
 		try(rebuilt(append(bytes.Clone(item), item...)), msg.Tag(), item.Tag())
 		if item.Type() == ttlv.TypeStructure {
-			twice(item, msg.Tag(), func(inner []byte, parent, tag ttlv.Tag) { try(rebuilt(inner), parent, tag) })
+			twice(item, func(inner []byte, parent, tag ttlv.Tag) { try(rebuilt(inner), parent, tag) })
 		}
 	}
 }
@@ -58,7 +58,7 @@ func TestRepeatedFields(t *testing.T) {
 		if err := Unmarshal(in, into); err != nil {
 			t.Fatalf("%T: %v", payload, err)
 		}
-		twice(in, 0, func(msg []byte, parent, tag ttlv.Tag) {
+		twice(in, func(msg []byte, parent, tag ttlv.Tag) {
 			err := Unmarshal(msg, into)
 			if want := !may[[2]ttlv.Tag{parent, tag}]; errors.Is(err, ErrMalformed) != want {
 				t.Errorf("%T: %s twice in %s: %v", payload, tag, parent, err)
@@ -90,7 +90,7 @@ func TestRepeatedInTheFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	may := []ttlv.Tag{kmip14.TagBatchItem, kmip14.TagUniqueIdentifier} // the latter when the operation is known
-	twice(msg, 0, func(msg []byte, parent, tag ttlv.Tag) {
+	twice(msg, func(msg []byte, parent, tag ttlv.Tag) {
 		err := Unmarshal(msg, &RequestMessage{})
 		if allowed := tag == may[0] || tag == may[1]; errors.Is(err, ErrMalformed) == allowed {
 			t.Errorf("%s twice in %s: %v", tag, parent, err)

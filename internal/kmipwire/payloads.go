@@ -543,9 +543,9 @@ type CheckRequest struct {
 }
 
 // CheckResponse holds those of the values of the request that go beyond what is
-// allowed, replaced by what is (section 4.10).
+// allowed, replaced by what is, or else the ID (section 4.10).
 type CheckResponse struct {
-	UniqueIdentifier       string
+	UniqueIdentifier       string `ttlv:",omitempty"`
 	CryptographicUsageMask *kmip14.CryptographicUsageMask
 	LeaseTime              *time.Duration
 }
