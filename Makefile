@@ -4,6 +4,7 @@
 #   make demo    encrypt a real disk image, look inside it, get it back: with proof
 #   make test    the whole suite, long tests and race detector included (about 5 min)
 #   make lint    static checks, as CI runs them
+#   make generate    write the assembly of the AES-XTS kernels anew
 #   make fuzz    every fuzz target for FUZZTIME each (2m; one package: PKG=./vmx)
 #   make bench   the benchmarks (one package: PKG=./blockcrypt)
 #
@@ -23,7 +24,7 @@ FUZZTIME := 2m
 # Packages with goroutines of their own, or that hand memory to the kernel.
 RACE := ./blockcrypt ./image ./internal/kmipwire ./internal/secret ./kek ./kms
 
-.PHONY: help build demo test lint fuzz bench
+.PHONY: help build demo test lint generate fuzz bench
 
 help:
 	@sed -n '/^[^#]/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +48,10 @@ test:
 
 lint: bin/golangci-lint
 	bin/golangci-lint run ./...
+	scripts/generated.sh
+
+generate:
+	go generate ./blockcrypt ./internal/ceiling
 
 bin/golangci-lint: tools/go.mod tools/go.sum
 	go -C tools build -buildvcs=false -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

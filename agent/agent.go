@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
@@ -44,6 +45,8 @@ var (
 type Host struct {
 	// Cluster opens the key managers of an alias; ErrAlias if there are none.
 	Cluster func(alias string) (*kek.Cluster, error)
+	// Engine does the encryption; the zero Engine is slow.
+	Engine blockcrypt.Engine
 	// Report, if set, hears how far long work has come. It is called from several
 	// goroutines, one at a time.
 	Report func(Progress)

@@ -88,5 +88,5 @@ func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (*blockc
 		return nil, fmt.Errorf("%w: %s has %d bytes, but its record is of a disk of %d: it was cut, grown or swapped",
 			ErrDescriptor, f.DataPath(), f.Size(), d.Record.Size)
 	}
-	return blockcrypt.NewCipher(key.Bytes(), d.Record.SectorSize)
+	return keys.host.Engine.NewCipher(key.Bytes(), d.Record.SectorSize)
 }

@@ -150,7 +150,7 @@ func (j *job) encryptInto(ctx context.Context, keys *keyring, dst *image.File) (
 	if err := dst.SetDiskUUID(rec.DiskUUID.String()); err != nil {
 		return image.Transform{}, err
 	}
-	if j.cipher, err = blockcrypt.NewCipher(key.Bytes(), rec.SectorSize); err != nil {
+	if j.cipher, err = keys.host.Engine.NewCipher(key.Bytes(), rec.SectorSize); err != nil {
 		return image.Transform{}, err
 	}
 	return blockcrypt.Encryption(j.cipher, blockcrypt.HolePolicy(rec.Holes)), nil

@@ -2,7 +2,8 @@
 // ciphertext and back; a Disk is an encrypted disk as random-access storage of
 // plaintext over any other storage.
 //
-//	c, err := blockcrypt.NewCipher(key.Bytes(), 512)
+//	engine, warning := blockcrypt.Fastest()
+//	c, err := engine.NewCipher(key.Bytes(), 512)
 //	disk, err := blockcrypt.NewDisk(storage, c, blockcrypt.Preserve)
 //	defer disk.Close()
 //	n, err := disk.ReadAt(p, 12345)

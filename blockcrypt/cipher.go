@@ -10,18 +10,14 @@ import (
 // Cipher encrypts and decrypts runs of sectors. It is safe for concurrent use,
 // except that Wipe comes after everything else.
 type Cipher struct {
-	engine     engine // nil once wiped
+	keyed      keyedXTS // nil once wiped
 	sectorSize int
 }
 
 // NewCipher makes a Cipher from a key of KeySize bytes, of which it keeps no
 // copy but its key schedule, for sectors of 512 or 4096 bytes. The halves of the
 // key must differ (NIST SP 800-38E, FIPS 140-3 IG C.I).
-func NewCipher(key []byte, sectorSize int) (*Cipher, error) {
-	return newCipher(preferred(), key, sectorSize)
-}
-
-func newCipher(with implementation, key []byte, sectorSize int) (*Cipher, error) {
+func (e Engine) NewCipher(key []byte, sectorSize int) (*Cipher, error) {
 	if len(key) != KeySize {
 		return nil, fmt.Errorf("disk key has %d bytes, want %d", len(key), KeySize)
 	}
@@ -31,11 +27,11 @@ func newCipher(with implementation, key []byte, sectorSize int) (*Cipher, error)
 	if sectorSize != 512 && sectorSize != 4096 {
 		return nil, fmt.Errorf("sector size %d: want 512 or 4096", sectorSize)
 	}
-	engine, err := with.new(key, sectorSize)
+	x, err := e.get().new(key, sectorSize)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", with.name, err)
+		return nil, fmt.Errorf("%s: %w", e.Name(), err)
 	}
-	return &Cipher{engine, sectorSize}, nil
+	return &Cipher{x, sectorSize}, nil
 }
 
 // SectorSize is the size of a sector in bytes, 512 or 4096.
@@ -48,7 +44,7 @@ func (c *Cipher) Encrypt(dst, src []byte, offset int64) error {
 	if err := c.check(dst, src, offset); err != nil {
 		return fmt.Errorf("encrypt: %w", err)
 	}
-	c.engine.encrypt(dst, src, uint64(offset/tweakUnit))
+	c.keyed.encrypt(dst, src, uint64(offset/tweakUnit))
 	return nil
 }
 
@@ -57,14 +53,14 @@ func (c *Cipher) Decrypt(dst, src []byte, offset int64) error {
 	if err := c.check(dst, src, offset); err != nil {
 		return fmt.Errorf("decrypt: %w", err)
 	}
-	c.engine.decrypt(dst, src, uint64(offset/tweakUnit))
+	c.keyed.decrypt(dst, src, uint64(offset/tweakUnit))
 	return nil
 }
 
 // check finds what is wrong with a call.
 func (c *Cipher) check(dst, src []byte, offset int64) error {
 	switch size := int64(c.sectorSize); {
-	case c.engine == nil:
+	case c.keyed == nil:
 		return errors.New("the key is wiped")
 	case len(dst) != len(src):
 		return fmt.Errorf("%d bytes do not fit %d", len(src), len(dst))
@@ -87,9 +83,9 @@ func overlap(a, b []byte) bool {
 
 // Wipe overwrites the key schedule. Encrypt and Decrypt fail from then on.
 func (c *Cipher) Wipe() {
-	if c.engine == nil {
+	if c.keyed == nil {
 		return
 	}
-	c.engine.wipe()
-	c.engine = nil
+	c.keyed.wipe()
+	c.keyed = nil
 }

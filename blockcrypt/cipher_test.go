@@ -25,13 +25,13 @@ func testKey() []byte {
 // eachEngine runs a test for every implementation this CPU has, with both sector
 // sizes.
 func eachEngine(t *testing.T, test func(t *testing.T, c *Cipher)) {
-	for _, with := range implementations {
+	for _, with := range Engines() {
 		for _, size := range []int{512, 4096} {
-			t.Run(fmt.Sprintf("%s/%d", with.name, size), func(t *testing.T) {
-				if !with.available() {
-					t.Skipf("this CPU cannot run %s", with.name)
+			t.Run(fmt.Sprintf("%s/%d", with.Name(), size), func(t *testing.T) {
+				if with.Missing() != "" {
+					t.Skipf("%s: %s", with.Name(), with.Missing())
 				}
-				c, err := newCipher(with, testKey(), size)
+				c, err := with.NewCipher(testKey(), size)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -53,6 +53,18 @@ func reference(t *testing.T, key, src []byte, sectorSize int, offset int64) []by
 		c.Encrypt(dst[at:at+sectorSize], src[at:at+sectorSize], uint64(offset+int64(at))/512)
 	}
 	return dst
+}
+
+// referenceSector encrypts one sector with golang.org/x/crypto/xts.
+func referenceSector(t *testing.T, plain []byte, tweak uint64) []byte {
+	t.Helper()
+	c, err := xts.NewCipher(aes.NewCipher, testKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([]byte, len(plain))
+	c.Encrypt(out, plain, tweak)
+	return out
 }
 
 // random gives n bytes that only depend on the seed.
@@ -194,19 +206,29 @@ func TestNewCipherRefusals(t *testing.T) {
 		{testKey(), -512, "sector size"},
 		{testKey(), 8192, "sector size"},
 	} {
-		if c, err := NewCipher(bad.key, bad.sectorSize); c != nil || err == nil || !strings.Contains(err.Error(), bad.want) {
+		if c, err := fastest(t).NewCipher(bad.key, bad.sectorSize); c != nil || err == nil || !strings.Contains(err.Error(), bad.want) {
 			t.Errorf("%d byte key, sector size %d: error is %v, want %q", len(bad.key), bad.sectorSize, err, bad.want)
 		}
 	}
 }
 
-func TestOneEngineIsAlwaysThere(t *testing.T) {
-	last := implementations[len(implementations)-1]
-	if last.name != "crypto-aes" || !last.available() {
-		t.Errorf("the last engine is %s", last.name)
+// fastest is the engine that users get.
+func fastest(t *testing.T) Engine {
+	t.Helper()
+	e, err := Fastest()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !preferred().available() {
-		t.Errorf("%s is preferred and not available", preferred().name)
+	return e
+}
+
+func TestOneEngineIsAlwaysThere(t *testing.T) {
+	all := Engines()
+	if last := all[len(all)-1]; last.Name() != "crypto-aes" || last.Missing() != "" || (Engine{}).Name() != last.Name() {
+		t.Errorf("the last engine is %s, the zero engine %s", last.Name(), Engine{}.Name())
+	}
+	if e := fastest(t); e.Missing() != "" {
+		t.Errorf("%s is the fastest: %s", e.Name(), e.Missing())
 	}
 }
 

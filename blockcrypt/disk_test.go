@@ -42,7 +42,7 @@ func (k kind) open(t *testing.T, size int64) (*Disk, *memory) {
 
 func (k kind) over(t *testing.T, storage image.Disk) *Disk {
 	t.Helper()
-	c, err := NewCipher(testKey(), k.sector)
+	c, err := fastest(t).NewCipher(testKey(), k.sector)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestNewDiskRefusals(t *testing.T) {
 		{4096, 512, "", "hole policy"},
 		{4096, 512, "Fill", "hole policy"},
 	} {
-		c, err := NewCipher(testKey(), bad.sector)
+		c, err := fastest(t).NewCipher(testKey(), bad.sector)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -279,7 +279,7 @@ func TestNewDiskRefusals(t *testing.T) {
 		if disk != nil || err == nil || !strings.Contains(err.Error(), bad.want) {
 			t.Errorf("%d bytes, sector %d, %q: error is %v, want %q", bad.size, bad.sector, bad.holes, err, bad.want)
 		}
-		if storage.closed || c.engine == nil {
+		if storage.closed || c.keyed == nil {
 			t.Error("a refused disk closed the storage or wiped the cipher of the caller")
 		}
 	}
@@ -482,7 +482,7 @@ func TestClose(t *testing.T) {
 		if err := disk.Close(); err != nil || !storage.closed {
 			t.Fatalf("storage is closed: %v, error %v", storage.closed, err)
 		}
-		if cipher.engine != nil {
+		if cipher.keyed != nil {
 			t.Error("the key is not wiped")
 		}
 		before := storage.bytes()

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// standard is the reference engine, on Go's crypto/aes alone.
+// standard is the reference, on Go's crypto/aes alone.
 type standard struct {
 	data, tweak cipher.Block // for the two halves of the key
 	sectorSize  int
@@ -17,7 +17,7 @@ type standard struct {
 
 // newStandard also takes the shorter keys of AES-128 and AES-192, for the sake
 // of test vectors.
-func newStandard(key []byte, sectorSize int) (engine, error) {
+func newStandard(key []byte, sectorSize int) (keyedXTS, error) {
 	half := len(key) / 2
 	data, err := aes.NewCipher(key[:half])
 	if err != nil {

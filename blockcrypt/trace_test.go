@@ -11,10 +11,10 @@ import (
 // TestNoTraceOfTheKey looks for the halves of a key, with which the key schedules
 // of AES begin, while a cipher has it and once it is wiped.
 func TestNoTraceOfTheKey(t *testing.T) {
-	for _, with := range implementations {
-		t.Run(with.name, func(t *testing.T) {
-			if !with.available() {
-				t.Skipf("this CPU cannot run %s", with.name)
+	for _, with := range Engines() {
+		t.Run(with.Name(), func(t *testing.T) {
+			if with.Missing() != "" {
+				t.Skipf("%s: %s", with.Name(), with.Missing())
 			}
 			c, halves := cipherOfRandomKey(t, with)
 			for _, half := range halves {
@@ -41,14 +41,14 @@ func (h keyHalf) traces(t *testing.T) int {
 }
 
 // cipherOfRandomKey gives a cipher that was used, and what to look for.
-func cipherOfRandomKey(t *testing.T, with implementation) (*Cipher, [2]keyHalf) {
+func cipherOfRandomKey(t *testing.T, with Engine) (*Cipher, [2]keyHalf) {
 	t.Helper()
 	key, err := secret.Random(KeySize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer key.Destroy()
-	c, err := newCipher(with, key.Bytes(), 512)
+	c, err := with.NewCipher(key.Bytes(), 512)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func mixed(t *testing.T) *memory {
 
 func (k kind) cipher(t *testing.T) *Cipher {
 	t.Helper()
-	c, err := NewCipher(testKey(), k.sector)
+	c, err := fastest(t).NewCipher(testKey(), k.sector)
 	if err != nil {
 		t.Fatal(err)
 	}

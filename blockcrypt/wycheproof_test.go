@@ -72,10 +72,10 @@ func wycheproofVectors(t *testing.T) []vector {
 // that is as long as the vector's message.
 func TestWycheproof(t *testing.T) {
 	vectors := wycheproofVectors(t)
-	for _, with := range implementations {
-		t.Run(with.name, func(t *testing.T) {
-			if !with.available() {
-				t.Skipf("this CPU cannot run %s", with.name)
+	for _, with := range Engines() {
+		t.Run(with.Name(), func(t *testing.T) {
+			if with.Missing() != "" {
+				t.Skipf("%s: %s", with.Name(), with.Missing())
 			}
 			ran := 0
 			for _, v := range vectors {
@@ -94,9 +94,9 @@ func TestWycheproof(t *testing.T) {
 	}
 }
 
-func runVector(t *testing.T, with implementation, v vector, tweak uint64) {
+func runVector(t *testing.T, with Engine, v vector, tweak uint64) {
 	t.Helper()
-	e, err := with.new(v.Key, len(v.Plain))
+	e, err := with.get().new(v.Key, len(v.Plain))
 	if err != nil {
 		t.Fatal(err)
 	}

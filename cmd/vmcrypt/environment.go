@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/kms"
@@ -21,6 +23,7 @@ import (
 type environment struct {
 	config *config.Config
 	home   kms.Home
+	engine blockcrypt.Engine
 }
 
 func newEnvironment(c *cli.Context) (*environment, error) {
@@ -32,7 +35,20 @@ func newEnvironment(c *cli.Context) (*environment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &environment{config: cfg, home: home}, nil
+	return &environment{config: cfg, home: home, engine: chooseEngine(cfg)}, nil
+}
+
+// chooseEngine warns where a faster engine does not work: all the same, this host
+// encrypts and decrypts rightly.
+func chooseEngine(cfg *config.Config) blockcrypt.Engine {
+	if cfg.Engine != config.EngineAuto {
+		return blockcrypt.Engine{}
+	}
+	engine, warning := blockcrypt.Fastest()
+	if warning != nil {
+		fmt.Fprintf(os.Stderr, "vmcrypt: warning: %s; using %s. Is this CPU sound?\n", plainText(warning.Error()), engine.Name())
+	}
+	return engine
 }
 
 // locate finds the key manager's home and the configuration file.
@@ -47,7 +63,7 @@ func locate(c *cli.Context) (kms.Home, string, error) {
 
 // host is the agent's view of this machine.
 func (e *environment) host() *agent.Host {
-	return &agent.Host{Cluster: e.cluster}
+	return &agent.Host{Cluster: e.cluster, Engine: e.engine}
 }
 
 // cluster opens the key managers of an alias. The local one needs no server: it

@@ -30,8 +30,7 @@ type Config struct {
 	// another one.
 	DefaultAlias string `yaml:"defaultAlias"`
 	// Engine chooses the AES-XTS implementation: "auto" (the default), the
-	// fastest that this CPU has, or "crypto-aes", Go's own. So far that is the
-	// only one.
+	// fastest that this CPU has, or "crypto-aes", Go's own.
 	Engine string `yaml:"engine"`
 	// Aliases maps each alias, as it stands in descriptors, to its key managers.
 	Aliases map[string]kek.Config `yaml:"aliases"`
@@ -40,6 +39,9 @@ type Config struct {
 	// Agent configures the host agent.
 	Agent Agent `yaml:"agent"`
 }
+
+// EngineAuto is the value of Engine that leaves the choice to vmcrypt.
+const EngineAuto = "auto"
 
 // Agent is the part of the configuration that the host agent reads.
 type Agent struct {
@@ -54,7 +56,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Config{Engine: "auto"}
+	c := &Config{Engine: EngineAuto}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
@@ -106,7 +108,7 @@ func (c *Config) AliasNames() []string {
 }
 
 func (c *Config) check() error {
-	if c.Engine != "auto" && c.Engine != "crypto-aes" {
+	if c.Engine != EngineAuto && c.Engine != "crypto-aes" {
 		return fmt.Errorf("engine: %q is neither auto nor crypto-aes", c.Engine)
 	}
 	if c.DefaultAlias != "" {
