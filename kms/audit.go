@@ -105,7 +105,8 @@ type auditGroup struct {
 }
 
 // onlyRead are the operations whose entries can get to the disk after the
-// answer: a key is read far more often than the disk can sync.
+// answer: a key is read far more often than the disk can sync. What was refused
+// before there was an operation has changed nothing either.
 var onlyRead = map[string]bool{
 	kmip14.OperationDiscoverVersions.String(): true,
 	kmip14.OperationQuery.String():            true,
@@ -114,6 +115,9 @@ var onlyRead = map[string]bool{
 	kmip14.OperationGet.String():              true,
 	kmip14.OperationGetAttributes.String():    true,
 	kmip14.OperationGetAttributeList.String(): true,
+
+	connectionOperation: true,
+	messageOperation:    true,
 }
 
 // auditDelay is when they are there at the latest.

@@ -160,7 +160,7 @@ func (h Home) administer(ctx context.Context, here func(*server) error, there fu
 	if running != nil {
 		return there()
 	}
-	srv, err := h.newServer(s, localTimeouts)
+	srv, err := h.newOffice(s)
 	if err != nil {
 		return errors.Join(err, s.close())
 	}

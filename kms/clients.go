@@ -161,7 +161,10 @@ func (r *registry) change(name string, fn func(c registered, there bool) (regist
 	return nil
 }
 
-var errNotAdmitted = errors.New("client")
+// notAdmitted is the error of a client that gets no access.
+type notAdmitted struct{ client, why string }
+
+func (e *notAdmitted) Error() string { return fmt.Sprintf("client %q: %s", e.client, e.why) }
 
 // admit tells why a certificate, which the authority has signed, gives no
 // access; nil if it does.
@@ -182,5 +185,5 @@ func (r *registry) admit(cert *x509.Certificate) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("%w %q: %s", errNotAdmitted, cert.Subject.CommonName, why)
+	return &notAdmitted{cert.Subject.CommonName, why}
 }

@@ -102,7 +102,7 @@ func (h Home) controlHandler(s *server, address net.Addr) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { tellStatus(w, s, address) })
 	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, _ *http.Request) { sendSnapshot(w, st) })
-	mux.HandleFunc("POST /rotate-root", func(w http.ResponseWriter, r *http.Request) { h.answerRotation(w, r, st) })
+	mux.HandleFunc("POST /rotate-root", func(w http.ResponseWriter, r *http.Request) { h.answerRotation(w, r, s) })
 	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(s.clients.list()) // the client sees what is missing
 	})

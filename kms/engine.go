@@ -91,10 +91,10 @@ func fail(reason kmip14.ResultReason, format string, args ...any) *failure {
 func (e *engine) answer(msg []byte, client string) (response []byte, ok bool) {
 	var in kmipwire.RequestMessage
 	if err := kmipwire.Unmarshal(msg, &in); err != nil {
-		return e.refuse(nil, fail(kmip14.ResultReasonInvalidMessage, "malformed message")), false
+		return e.decline(client, nil, fail(kmip14.ResultReasonInvalidMessage, "malformed message")), false
 	}
 	if err := checkHeader(&in); err != nil {
-		return e.refuse(&in.RequestHeader, err), true
+		return e.decline(client, &in.RequestHeader, err), true
 	}
 	r := &request{engine: e, client: client, version: in.RequestHeader.ProtocolVersion, now: time.Now()}
 	defer r.wipe()
@@ -162,6 +162,20 @@ func checkHeader(in *kmipwire.RequestMessage) *failure {
 		return fail(kmip14.ResultReasonInvalidMessage, "unknown batch error continuation option")
 	}
 	return nil
+}
+
+// decline is refuse for what no operation was done of, and has it recorded.
+func (e *engine) decline(client string, h *kmipwire.RequestHeader, f *failure) []byte {
+	if e.audit != nil {
+		err := e.audit([]auditEntry{{
+			Time: time.Now(), Client: client, Operation: messageOperation,
+			Result: kmip14.ResultStatusOperationFailed.String(), Reason: f.reason.String() + ": " + f.message,
+		}})
+		if err != nil {
+			f = internalFailure("audit", err)
+		}
+	}
+	return e.refuse(h, f)
 }
 
 // identified tells whether the items, if there are several, can be told apart by

@@ -324,3 +324,11 @@ func within(t *testing.T, limit time.Duration, fn func()) {
 		t.Errorf("took %v, want at most %v", took, limit)
 	}
 }
+
+// withoutFile takes a file out of a home.
+func (h Home) withoutFile(t testing.TB, name string) {
+	t.Helper()
+	if err := os.Remove(h.path(name)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -118,7 +118,9 @@ func (c *client) attributesAndNames() []condition {
 	indexed := attribute1("x-a", "2")
 	indexed.AttributeIndex = 7
 	namespace := attribute1(kmipwire.AttrApplicationInformation, kmipwire.ApplicationSpecificInformation{ApplicationNamespace: "ssl"})
-	add := func(a kmipwire.Attribute) any { return &kmipwire.AddAttributeRequest{UniqueIdentifier: id, Attribute: a} }
+	add := func(a kmipwire.Attribute) any {
+		return &kmipwire.AddAttributeRequest{UniqueIdentifier: id, Attribute: a}
+	}
 	modify := func(a kmipwire.Attribute) any {
 		return &kmipwire.ModifyAttributeRequest{UniqueIdentifier: id, Attribute: a}
 	}

@@ -40,14 +40,9 @@ func (h Home) RotateRoot(ctx context.Context) error {
 		}
 		defer k.destroy()
 	}
-	s, running, err := h.access(ctx, forWriting)
-	if err != nil {
-		return err
-	}
-	if running != nil {
-		return h.askRotation(ctx, k)
-	}
-	return errors.Join(h.rotate(s, k), s.close())
+	return h.administer(ctx,
+		func(s *server) error { return s.rotateRoot(h, k) },
+		func() error { return h.askRotation(ctx, k) })
 }
 
 // rotate gives an open store a new root key, kept by k or, if that is nil, as
@@ -220,15 +215,15 @@ func (h Home) askRotation(ctx context.Context, k *keeper) error {
 }
 
 // answerRotation is the server's side of askRotation.
-func (h Home) answerRotation(w http.ResponseWriter, r *http.Request, s *store) {
+func (h Home) answerRotation(w http.ResponseWriter, r *http.Request, s *server) {
 	if err := h.rotateAsAsked(s, r); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }
 
-func (h Home) rotateAsAsked(s *store, r *http.Request) error {
+func (h Home) rotateAsAsked(s *server, r *http.Request) error {
 	if r.URL.Query().Get("keep") == "" {
-		return h.rotate(s, nil)
+		return s.rotateRoot(h, nil)
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, keeperSize+1))
 	if err != nil {
@@ -239,5 +234,5 @@ func (h Home) rotateAsAsked(s *store, r *http.Request) error {
 		return err
 	}
 	defer k.destroy()
-	return h.rotate(s, k)
+	return s.rotateRoot(h, k)
 }

@@ -34,6 +34,8 @@ type server struct {
 	audit        *auditLog
 	marked       auditHead // of the audit log, in the store
 	guests       *guests
+	strangers    *refusals // who have not proved who they are
+	shutOut      *refusals // who have, and have no access
 	timeouts     kmipwire.Timeouts
 }
 
@@ -112,11 +114,9 @@ func (v *visit) introduce(ctx context.Context) bool {
 	t := tls.Server(raw, v.certificates.tls(func() { v.guests.greet(v.guest) }))
 	v.conn = kmipwire.NewConn(t, v.timeouts)
 	if err := v.conn.Handshake(ctx); err != nil {
-		level := slog.LevelDebug // strangers must not fill the log
-		if errors.Is(err, errNotAdmitted) {
-			level = slog.LevelWarn
+		if ctx.Err() == nil && raw.left < maxHandshake { // others only looked whether somebody listens
+			v.turnAway(err)
 		}
-		slog.Log(ctx, level, "key manager: TLS handshake failed", "address", v.guest.address, "error", err)
 		return false
 	}
 	raw.left = math.MaxInt
@@ -128,6 +128,17 @@ func (v *visit) introduce(ctx context.Context) bool {
 		return v.audit.append(entries)
 	})
 	return v.guests.identify(v.guest, v.client())
+}
+
+// turnAway notes that a client gets no access.
+func (v *visit) turnAway(err error) {
+	if known := (*notAdmitted)(nil); errors.As(err, &known) {
+		slog.Warn("key manager: connection refused", "address", v.guest.address, "error", err)
+		v.shutOut.add(known.client, v.guest.address, known.why)
+		return
+	}
+	slog.Debug("key manager: TLS handshake failed", "address", v.guest.address, "error", err)
+	v.strangers.add("", v.guest.address, err.Error())
 }
 
 // maxHandshake bounds, in bytes, what a client can send before it has proved who
@@ -177,7 +188,7 @@ func (v *visit) exchange(ctx context.Context) bool {
 
 func (v *visit) answer(ctx context.Context, msg []byte) bool {
 	if err := v.clients.admit(v.cert); err != nil { // since the handshake
-		slog.Warn("key manager: request refused", "address", v.guest.address, "error", err)
+		v.turnAway(err)
 		return false
 	}
 	response, ok := v.engine.answer(msg, v.client())
@@ -190,7 +201,7 @@ func (v *visit) refuse(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, kmipwire.ErrMalformed):
 		f := fail(kmip14.ResultReasonInvalidMessage, "malformed message")
-		_ = v.conn.Write(ctx, v.engine.refuse(nil, f)) // the connection ends either way
+		_ = v.conn.Write(ctx, v.engine.decline(v.client(), nil, f)) // the connection ends either way
 	case !errors.Is(err, io.EOF):
 		slog.Debug("key manager: connection ended", "client", v.client(), "error", err)
 	}

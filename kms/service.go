@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -16,24 +17,50 @@ const auditMark = time.Minute
 
 // newServer makes a server of a home from its store, which it takes charge of:
 // close closes it.
-func (h Home) newServer(s *store, t kmipwire.Timeouts) (_ *server, err error) {
-	srv := &server{engine: newEngine(s), timeouts: t, guests: newGuests(serverLimits.fitting())}
-	if srv.clients, err = newRegistry(s); err != nil {
+func (h Home) newServer(s *store, t kmipwire.Timeouts) (*server, error) {
+	srv, err := h.newOffice(s)
+	if err != nil {
 		return nil, err
 	}
+	srv.timeouts = t
 	if srv.certificates, err = h.certificates(srv.clients.admit); err != nil {
+		return nil, errors.Join(err, srv.audit.close())
+	}
+	return srv, nil
+}
+
+// newOffice makes a server for administrators only, who need no certificates.
+func (h Home) newOffice(s *store) (_ *server, err error) {
+	srv := &server{engine: newEngine(s), guests: newGuests(serverLimits.fitting())}
+	if srv.clients, err = newRegistry(s); err != nil {
 		return nil, err
 	}
 	if srv.marked, err = s.auditHead(); err != nil {
 		return nil, err
 	}
-	srv.audit, err = h.openAudit(srv.marked)
-	return srv, err
+	if srv.audit, err = h.openAudit(srv.marked); err != nil {
+		return nil, err
+	}
+	srv.strangers, srv.shutOut = newRefusals(srv.note), newRefusals(srv.note)
+	return srv, nil
+}
+
+// note writes an entry that nobody waits for.
+func (s *server) note(e auditEntry) {
+	if err := s.audit.append([]auditEntry{e}); err != nil {
+		slog.Error("key manager", "error", err)
+	}
 }
 
 // close closes audit log and store.
 func (s *server) close() error {
+	s.countRefusals()
 	return errors.Join(s.mark(), s.audit.close(), s.engine.store.close())
+}
+
+func (s *server) countRefusals() {
+	s.strangers.tick()
+	s.shutOut.tick()
 }
 
 // mark notes in the store how far the audit log goes.
@@ -46,13 +73,14 @@ func (s *server) mark() error {
 	return s.engine.store.setAuditHead(head)
 }
 
-// keepMarking marks until ctx ends. Nobody else may meanwhile.
+// keepMarking marks, and counts refusals, until ctx ends. Nobody else may meanwhile.
 func (s *server) keepMarking(ctx context.Context) {
 	tick := time.NewTicker(auditMark)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
+			s.countRefusals()
 			_ = s.mark() // the store fails for others, too
 		case <-ctx.Done():
 			return
@@ -64,6 +92,7 @@ func (s *server) keepMarking(ctx context.Context) {
 const (
 	addOperation    = "Add Client"
 	revokeOperation = "Revoke Client"
+	rotateOperation = "Rotate Root Key"
 )
 
 func (s *server) addClient(c registered, replace bool) error {
@@ -82,9 +111,13 @@ func (s *server) revokeClient(name string) error {
 	return s.report(revokeOperation, name, err)
 }
 
+func (s *server) rotateRoot(h Home, k *keeper) error {
+	return s.report(rotateOperation, "", h.rotate(s.engine.store, k))
+}
+
 // report writes into the audit log what an administrator did.
-func (s *server) report(operation, client string, err error) error {
-	e := auditEntry{Time: time.Now(), Client: administrator(), Address: "local", Operation: operation, Object: client, Result: "Success"}
+func (s *server) report(operation, object string, err error) error {
+	e := auditEntry{Time: time.Now(), Client: administrator(), Address: "local", Operation: operation, Object: object, Result: "Success"}
 	if err != nil {
 		e.Result, e.Reason = "Operation Failed", err.Error()
 	}
