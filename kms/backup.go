@@ -29,7 +29,9 @@ type manifest struct {
 // Backup writes all that an empty home needs to be this one into the new file
 // path, encrypted under passphrase. It is consistent even while the key manager
 // serves. Before the file gets its name it is read back from disk and every
-// key in it is opened. An existing path is refused with fs.ErrExist.
+// key in it is opened. An existing path is refused with fs.ErrExist. What is
+// missing of certificates and configuration is missing from the backup: keys
+// are not to wait until they are back.
 //
 // The passphrase should be worth its while: the backup holds every key.
 func (h Home) Backup(ctx context.Context, path string, passphrase *secret.Buffer) error {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -71,6 +72,44 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 }
 
+// TestBackupWithoutCertificates: nothing but the store and its root key have to
+// be there, and all else comes back as it was.
+func TestBackupWithoutCertificates(t *testing.T) {
+	for _, served := range []bool{false, true} {
+		h, _ := filledHome(t)
+		c := checkStore(t, h)
+		if served {
+			serve(t, h)
+		}
+		lost := []string{"kms/server.key", "config/client.pem", "config/config.yaml"}
+		for i, name := range lost {
+			lost[i] = h.place(name)
+			if err := os.Remove(lost[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := h.Missing(); !slices.Equal(got, lost) {
+			t.Errorf("missing: %v", got)
+		}
+		restored := restore(t, backup(t, h))
+		if got := checkStore(t, restored); got != c {
+			t.Errorf("%+v, want %+v", got, c)
+		}
+		for _, name := range homeFiles {
+			if name != rootKeyEntry && exists(restored.place(name)) != exists(h.place(name)) {
+				t.Errorf("%s: %v", name, exists(restored.place(name)))
+			}
+		}
+	}
+	h, _ := filledHome(t)
+	for _, name := range homeFiles {
+		if name != rootKeyEntry {
+			os.Remove(h.place(name))
+		}
+	}
+	restore(t, backup(t, h))
+}
+
 func TestBackupHoldsNothingInTheClear(t *testing.T) {
 	h, keys := filledHome(t)
 	data, err := os.ReadFile(backup(t, h))
@@ -109,11 +148,12 @@ func TestBackupRefuses(t *testing.T) {
 	if err := h.Backup(t.Context(), filepath.Join(dir, "no/folder"), passphrase(t, "x")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
-	if err := os.Remove(filepath.Join(h.ConfigDir(), "client.key")); err != nil {
+	client := filepath.Join(h.ConfigDir(), "client.key")
+	if err := errors.Join(os.Remove(client), os.Mkdir(client, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Backup(t.Context(), filepath.Join(dir, "part"), passphrase(t, "x")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("incomplete home: %v", err)
+	if err := h.Backup(t.Context(), filepath.Join(dir, "part"), passphrase(t, "x")); err == nil {
+		t.Error("a folder was taken for a missing file")
 	}
 	sameTree(t, dir, map[string]string{"taken": "-rw------- mine"})
 	if _, ok, err := h.LastBackup(); ok || err != nil {

@@ -131,7 +131,7 @@ func (a *archive) writeTar(w io.Writer) error {
 		return err
 	}
 	for _, name := range homeFiles {
-		data := a.files[name]
+		data := a.files[name] // nothing if there is no such file
 		if err := writeEntry(tw, name, int64(len(data)), bytes.NewReader(data)); err != nil {
 			return err
 		}
@@ -169,8 +169,12 @@ func readTar(r io.Reader) (_ *archive, err error) {
 		return nil, err
 	}
 	for _, name := range homeFiles {
-		if a.files[name], err = readEntry(tr, name); err != nil {
+		data, err := readEntry(tr, name)
+		if err != nil {
 			return nil, err
+		}
+		if len(data) > 0 { // an empty one says that there was none
+			a.files[name] = data
 		}
 	}
 	if err := a.readStore(tr); err != nil {

@@ -373,11 +373,28 @@ func (h Home) read() (_ contents, err error) {
 		if name == rootKeyEntry {
 			continue
 		}
-		if files[name], err = readSmall(h.place(name)); err != nil {
+		data, err := readSmall(h.place(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
+		files[name] = data
 	}
 	return files, nil
+}
+
+// Missing gives the paths of certificates and configuration that the home ought
+// to have and has not: a backup is made without them.
+func (h Home) Missing() []string {
+	paths := []string{}
+	for _, name := range homeFiles {
+		if path := h.place(name); name != rootKeyEntry && !exists(path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // readSmall reads a regular file of at most maxSmallFile bytes into memory

@@ -44,8 +44,12 @@ func kmsBackup(c *cli.Context) error {
 	if err := home.Backup(c.Context, args[0], passphrase); err != nil {
 		return err
 	}
+	missing := home.Missing()
 	if c.Bool("json") {
-		return writeJSON(c.App.Writer, map[string]string{"file": args[0]})
+		return writeJSON(c.App.Writer, map[string]any{"file": args[0], "missing": missing})
+	}
+	for _, path := range missing {
+		warn(c, path+" is not there, and so not in the backup")
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "wrote and checked the backup %s\n", args[0])
 	return err

@@ -154,6 +154,12 @@ func TestBackupAndRestore(t *testing.T) {
 	if s := h.kmsStatus(); s.Backup.Last == nil || s.Backup.Due {
 		t.Errorf("after the backup: %+v", s.Backup)
 	}
+	if err := os.Remove(filepath.Join(h.dir, "client.pem")); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.run("kms", "backup", at("without"), "--passphrase-file", at("passphrase")); r.code != exitDone || !strings.Contains(r.stderr, "client.pem is not there") {
+		t.Errorf("a backup without a certificate: %+v", r)
+	}
 	h.fails(exitFailure, []string{"backup"}, "kms", "backup", at("backup"), "--passphrase-file", at("passphrase"))
 
 	other := emptyHome(t)
