@@ -96,7 +96,8 @@ func TestKill(t *testing.T) {
 		k.rounds = 200
 	}
 	start := time.Now()
-	for k.round < k.rounds {
+	// On a busy machine it takes more rounds until a change gets through.
+	for k.round < k.rounds || k.changed == 0 && k.round < 10*k.rounds {
 		k.useHome()
 	}
 	t.Logf("%d kills in %v: %d during init, %d before it served; %d keys made, %d changes, %d new root keys acknowledged",

@@ -165,7 +165,7 @@ func (p *player) play(path string) error {
 func (p *player) await(request, want *xmlItem) error {
 	for since := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		err := p.exchange(request, want)
-		if err == nil || time.Since(since) > 4*time.Second {
+		if err == nil || time.Since(since) > 30*time.Second {
 			return err
 		}
 	}

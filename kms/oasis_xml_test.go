@@ -223,7 +223,8 @@ func parseEnum(text string, names int) (any, error) {
 }
 
 // parseDate reads a date, or "$NOW", to which seconds may be added. The two
-// minutes after which a key expires in some cases take two seconds.
+// minutes after which a key expires in some cases take five seconds, in which
+// the case must get as far.
 func parseDate(text string) (any, error) {
 	offset, ok := strings.CutPrefix(text, "$NOW")
 	if !ok {
@@ -234,7 +235,7 @@ func parseDate(text string) (any, error) {
 	case "":
 		return now, nil
 	case "+120":
-		return now.Add(2 * time.Second), nil
+		return now.Add(5 * time.Second), nil
 	}
 	seconds, err := strconv.Atoi(offset)
 	return now.Add(time.Duration(seconds) * time.Second), err
