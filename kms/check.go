@@ -17,8 +17,13 @@ type census struct {
 // index must lead from each name to its object and nowhere else, and the file's
 // pages must be in order.
 func (s *store) count() (c census, err error) {
+	return s.countEach(func(*object) {})
+}
+
+// countEach is count, and shows each object to seen.
+func (s *store) countEach(seen func(*object)) (c census, err error) {
 	err = s.view(func(t *tx) error {
-		c, err = t.count()
+		c, err = t.count(seen)
 		if err != nil {
 			return err
 		}
@@ -34,12 +39,13 @@ func (s *store) count() (c census, err error) {
 	return c, nil
 }
 
-func (t *tx) count() (census, error) {
+func (t *tx) count(seen func(*object)) (census, error) {
 	c := census{Store: t.sealer.store, Sequence: t.sequence()}
 	names := 0
 	err := t.each(func(o *object) error {
 		c.Objects++
 		names += len(o.Names)
+		seen(o)
 		return t.checkNames(o)
 	})
 	if err == nil && t.bolt.Bucket(namesBucket).Stats().KeyN != names {

@@ -88,9 +88,11 @@ func (s *store) commit(updates []*update) {
 // transact fails if the updates without a result of their own are not durable.
 func (s *store) transact(updates []*update, results []error) error {
 	committing := false
+	var t *tx
 	err := guard(func() error {
 		return s.db.Update(func(b *bbolt.Tx) error {
-			err := runAll(&tx{bolt: b, sealer: s.sealer}, updates, results)
+			t = &tx{bolt: b, sealer: s.sealer, owners: &s.owners}
+			err := runAll(t, updates, results)
 			committing = err == nil
 			return err
 		})
@@ -101,6 +103,8 @@ func (s *store) transact(updates []*update, results []error) error {
 	case err != nil && committing:
 		err = fmt.Errorf("%s: a change could not be written, and none will be until the key manager is restarted: %w", s.path, err)
 		s.committer.failed = err
+	case err == nil:
+		t.noteOwners()
 	}
 	return err
 }

@@ -139,7 +139,7 @@ func (r *request) find(s *search) (ids []string, err error) {
 			id, err := t.find(s.owner, f.value.(name))
 			return t.only(id, err, collect)
 		}
-		return t.each(collect)
+		return t.eachOf(s.owner, collect)
 	})
 	return ids, err
 }

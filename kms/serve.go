@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // How long to wait for others to close the store, and how often to look.
@@ -54,7 +56,7 @@ func (h Home) openToServe(ctx context.Context) (*server, error) {
 	if running != nil {
 		return nil, fmt.Errorf("%s: %w: it is served at %s", h.Dir, ErrBusy, running.Address)
 	}
-	if _, err := s.count(); err != nil {
+	if err := s.inspect(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	srv, err := h.newServer(s, serverTimeouts)
@@ -62,6 +64,17 @@ func (h Home) openToServe(ctx context.Context) (*server, error) {
 		return nil, errors.Join(err, s.close())
 	}
 	return srv, nil
+}
+
+// inspect looks at everything in a store that is to be served, and remembers
+// whose it is.
+func (s *store) inspect() error {
+	ids := map[string][]uuid.UUID{}
+	_, err := s.countEach(func(o *object) { ids[o.Owner] = append(ids[o.Owner], o.id) })
+	if err == nil {
+		s.owners.set(ids)
+	}
+	return err
 }
 
 // access finds the way to the store: the server that runs, or else the store

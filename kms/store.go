@@ -40,6 +40,7 @@ type store struct {
 	sealer    *sealer      // the holder of the committer's turn may read it too
 	keeper    *keeper      // of the root key
 	keyFile   string       // the name of the file that the root key is in
+	owners    owners
 }
 
 func newStore(path string) *store {
@@ -302,7 +303,7 @@ func (s *store) view(fn func(*tx) error) error {
 	s.rotation.RLock()
 	defer s.rotation.RUnlock()
 	return guard(func() error {
-		return s.db.View(func(b *bbolt.Tx) error { return fn(&tx{bolt: b, sealer: s.sealer}) })
+		return s.db.View(func(b *bbolt.Tx) error { return fn(&tx{bolt: b, sealer: s.sealer, owners: &s.owners}) })
 	})
 }
 

@@ -21,6 +21,7 @@ var (
 type tx struct {
 	bolt    *bbolt.Tx
 	sealer  *sealer
+	owners  *owners  // nil if nobody asks for them
 	changes []change // all there were, in their order
 }
 
@@ -28,6 +29,7 @@ type tx struct {
 type change struct {
 	bucket, key, old []byte // old is nil where there was no such key
 	sequence         uint64 // of the objects, before
+	made             string // the owner, where the change makes an object
 }
 
 // attempt runs fn. If it fails, all that it changed is taken back, and the
@@ -68,7 +70,7 @@ func (t *tx) undo(n int) error {
 func (t *tx) set(bucket, key, value []byte) error {
 	b := t.bolt.Bucket(bucket)
 	key = bytes.Clone(key) // bbolt wants to keep both
-	t.changes = append(t.changes, change{bucket, key, bytes.Clone(b.Get(key)), t.sequence()})
+	t.changes = append(t.changes, change{bucket, key, bytes.Clone(b.Get(key)), t.sequence(), ""})
 	if value == nil {
 		return b.Delete(key)
 	}
@@ -117,6 +119,7 @@ func (t *tx) add(o *object) error {
 	if err := t.write(o); err != nil {
 		return err
 	}
+	t.changes[len(t.changes)-1].made = o.Owner
 	_, err := t.bolt.Bucket(objectsBucket).NextSequence()
 	return err
 }
