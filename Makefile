@@ -44,6 +44,8 @@ test:
 	go vet ./...
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m $(RACE)
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'AtOnce|Unserved|Interrupted|OneDisk' ./cmd/vmcrypt
+	go test -count=1 -tags purego ./blockcrypt
+	[ "$$(go env GOARCH)" != amd64 ] || GOARCH=arm64 go test -count=1 -exec qemu-aarch64-static -timeout=15m ./blockcrypt
 	VMCRYPT_TEST_LONG=1 go test -count=1 -timeout=20m ./...
 
 lint: bin/golangci-lint

@@ -25,23 +25,23 @@ const (
 	scratch = shifted
 )
 
-// Before there are data, these count sectors.
+// Before there are data, these make tweaks.
 const tweaks, increment = 1, 2
 
 // General registers.
 var (
-	schedule = RAX
-	dst, src = RDI, RSI
-	todo     = RCX // chunks that are left
-	left     = RDX // chunks until the next sector, counted one chunk ahead
-	perRun   = RBX // chunks of a sector
-	starts   = R8  // first masks of the sectors that come next
-	now      = R9  // masks of this chunk
-	next     = R10 // and of the next
-	third    = R14 // and of the one after it
-	low      = R11
-	high     = R12
-	carry    = R13
+	schedule  = RAX
+	dst, src  = RDI, RSI
+	todo      = RCX // chunks that are left
+	left      = RDX // chunks of this sector that have no masks yet
+	perSector = RBX // chunks of a sector
+	starts    = R8  // first masks of the sectors that come next
+	now       = R9  // masks of this chunk
+	next      = R10 // and of the next
+	third     = R14 // and of the one after it
+	low       = R11
+	high      = R12
+	carry     = R13
 )
 
 // kernel is a function that encrypts or decrypts sectors.
@@ -62,8 +62,8 @@ func (k kernel) generate() {
 	Load(Param("dst"), dst)
 	Load(Param("src"), src)
 	Load(Param("length"), todo)
-	Load(Param("sectorSize"), perRun)
-	TESTQ(U32(k.chunkSize()-1), perRun)
+	Load(Param("sectorSize"), perSector)
+	TESTQ(U32(k.chunkSize()-1), perSector)
 	JNE(LabelRef("odd"))
 	k.chunks()
 	Label("odd")
@@ -73,8 +73,8 @@ func (k kernel) generate() {
 	RET()
 }
 
-// layOut takes aligned memory from the stack: masks for two chunks, and the first
-// masks of all sectors, with room for the one that is read ahead.
+// layOut takes aligned memory from the stack: masks for three chunks, and the first
+// masks of all sectors, with room for those that are read ahead and not used.
 func (k kernel) layOut() {
 	const alignment = 64
 	masks := chunk * 16 * k.blocks()
@@ -92,23 +92,23 @@ func (k kernel) layOut() {
 func (k kernel) encryptTweaks() {
 	const tweakUnit = 512
 	Load(Param("tweak"), low)
-	Load(Param("sectorSize"), perRun)
+	Load(Param("sectorSize"), perSector)
 	Load(Param("length"), todo)
-	MOVQ(perRun, high)
+	MOVQ(perSector, high)
 	SHRQ(Imm(log2(tweakUnit)), high)
 	k.count(low, high, tweaks, increment)
 	if k.blocks() > 1 {
-		SHLQ(Imm(log2(k.blocks())), perRun)
+		SHLQ(Imm(log2(k.blocks())), perSector)
 	}
 	MOVQ(starts, left)
 	k.encryptTweak(other)
-	SUBQ(perRun, todo)
+	SUBQ(perSector, todo)
 	JLS(LabelRef("tweaked"))
 	Label("tweaks")
 	k.increase(increment, tweaks)
 	ADDQ(U32(16*k.blocks()), left)
 	k.encryptTweak(0)
-	SUBQ(perRun, todo)
+	SUBQ(perSector, todo)
 	JHI(LabelRef("tweaks"))
 	Label("tweaked")
 }
@@ -139,8 +139,8 @@ func (k kernel) dataKey(round int) Mem {
 func (k kernel) chunks() {
 	ahead, inLoop := k.masks()
 	SHRQ(Imm(log2(k.chunkSize())), todo)
-	SHRQ(Imm(log2(k.chunkSize())), perRun)
-	MOVQ(perRun, left)
+	SHRQ(Imm(log2(k.chunkSize())), perSector)
+	MOVQ(perSector, left)
 	ahead.prepare()
 	ahead.begin(Mem{Base: starts})
 	ADDQ(Imm(16), starts)
@@ -184,7 +184,7 @@ func (k kernel) advance(masks masks, label string) {
 	Label(label + "Sector")
 	masks.start(Mem{Base: starts})
 	ADDQ(Imm(16), starts)
-	MOVQ(perRun, left)
+	MOVQ(perSector, left)
 	Label(label + "Done")
 }
 
@@ -261,11 +261,11 @@ func (k kernel) singles() {
 	one := kernel{k.one(), k.name, k.encrypt}
 	masks := scalarMasks{1}
 	SHRQ(Imm(log2(16)), todo)
-	SHRQ(Imm(log2(16)), perRun)
+	SHRQ(Imm(log2(16)), perSector)
 	Label("sector")
 	masks.start(Mem{Base: starts})
 	ADDQ(Imm(16), starts)
-	MOVQ(perRun, left)
+	MOVQ(perSector, left)
 	Label("block")
 	one.single(masks)
 	DECQ(todo)
