@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 func write(t *testing.T, text string) string {
@@ -62,6 +64,13 @@ func TestLoadNamesFileLineAndKey(t *testing.T) {
 func TestLoadRefusesHugeFiles(t *testing.T) {
 	if _, err := Load(write(t, strings.Repeat("#\n", maxSize/2+1))); err == nil {
 		t.Error("a file of more than 1 MiB was read")
+	}
+}
+
+// TestLocateAsUser: a user's places are others than root's.
+func TestLocateAsUser(t *testing.T) {
+	if testtool.Unprivileged(t) {
+		TestLocate(t)
 	}
 }
 

@@ -1,7 +1,9 @@
 package testtool
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,6 +86,38 @@ func TestNeedLooksBesidePATH(t *testing.T) {
 	}
 	if got, want := Need(t, "mke2fs"), "/usr/sbin/mke2fs"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestUnprivileged: what goes on is not root, wherever the tests run.
+func TestUnprivileged(t *testing.T) {
+	if !Unprivileged(t) {
+		return
+	}
+	path := filepath.Join(t.TempDir(), "closed")
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(path); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestFailingAsNobody is what the next test runs.
+func TestFailingAsNobody(t *testing.T) {
+	if os.Getenv("VMCRYPT_TEST_FAIL") == "1" {
+		t.Error("as it should")
+	}
+}
+
+func TestFailuresAreSeen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become nobody")
+	}
+	t.Setenv("VMCRYPT_TEST_FAIL", "1")
+	out, err := asNobody("TestFailingAsNobody", os.TempDir()).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "as it should") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
