@@ -62,11 +62,16 @@ func Copy(ctx context.Context, dst, src Disk, transform Transform, progress func
 	defer srcDone()
 	dst, dstDone := pastCache(dst)
 	defer dstDone()
+	buffers, wipe, err := mapBuffers(copyWorkers, copyPiece)
+	if err != nil {
+		return err
+	}
+	defer wipe()
 	group, ctx := errgroup.WithContext(ctx)
 	c := &copier{dst: dst, src: src, blank: blank, transform: transform, progress: progress, pieces: make(chan Extent)}
 	group.Go(func() error { return c.plan(ctx) })
-	for range copyWorkers {
-		group.Go(func() error { return c.work(ctx) })
+	for _, buf := range buffers {
+		group.Go(func() error { return c.work(ctx, buf) })
 	}
 	return group.Wait()
 }
@@ -180,13 +185,8 @@ func pieces(run Extent) iter.Seq[Extent] {
 	}
 }
 
-// work copies pieces until there are no more.
-func (c *copier) work(ctx context.Context) (err error) {
-	buf, err := mapBuffer(copyPiece)
-	if err != nil {
-		return err
-	}
-	defer wipeBuffer(buf)
+// work copies pieces by way of buf until there are no more.
+func (c *copier) work(ctx context.Context, buf []byte) error {
 	for piece := range c.pieces {
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -142,22 +142,3 @@ func (f *File) allocate(offset, length int64) error {
 	}
 	return fmt.Errorf("allocate %d bytes at offset %d of %s: %w", length, offset, f.file.Name(), err)
 }
-
-// mapBuffer gives zeroed memory for direct transfers: aligned, known to nobody
-// else and in no core dump, as it holds plaintext.
-func mapBuffer(size int) ([]byte, error) {
-	buf, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return nil, fmt.Errorf("map a buffer: %w", err)
-	}
-	if err := unix.Madvise(buf, unix.MADV_DONTDUMP); err != nil {
-		return nil, errors.Join(fmt.Errorf("keep a buffer out of core dumps: %w", err), unix.Munmap(buf))
-	}
-	return buf, nil
-}
-
-// wipeBuffer leaves nothing of what was in the buffer, nor the buffer.
-func wipeBuffer(buf []byte) {
-	clear(buf)
-	_ = unix.Munmap(buf) // fails for no memory that Mmap gave
-}

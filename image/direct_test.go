@@ -132,12 +132,33 @@ func mustPass(t *testing.T, f *File) *direct {
 
 func mustMap(t *testing.T, size int) []byte {
 	t.Helper()
-	buf, err := mapBuffer(size)
+	buffers, wipe, err := mapBuffers(1, size)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { wipeBuffer(buf) })
-	return buf
+	t.Cleanup(wipe)
+	return buffers[0]
+}
+
+func TestMapBuffers(t *testing.T) {
+	buffers, wipe, err := mapBuffers(3, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wipe()
+	for i, buf := range buffers {
+		if len(buf) != 1<<20 || cap(buf) != len(buf) || !isAligned(buf, 0) {
+			t.Errorf("buffer %d: %d bytes at %p", i, len(buf), buf)
+		}
+		for j := range buf {
+			buf[j] = byte(i)
+		}
+	}
+	for i, buf := range buffers {
+		if !bytes.Equal(buf, bytes.Repeat([]byte{byte(i)}, len(buf))) {
+			t.Errorf("buffer %d overlaps another", i)
+		}
+	}
 }
 
 func TestCopyLeavesThePageCacheAlone(t *testing.T) {
