@@ -6,7 +6,7 @@
 #   make lint    static checks, as CI runs them
 #   make generate    write the assembly of the AES-XTS kernels anew
 #   make fuzz    every fuzz target for FUZZTIME each (2m; one package: PKG=./vmx)
-#   make bench   the benchmarks (one package: PKG=./blockcrypt)
+#   make bench   compare with other programs: docs/performance.md (one part: SECTION=files)
 #
 # Go and git are all that building needs. "demo" and "test" install the Debian
 # packages they compare vmcrypt with; "go test ./..." needs none of them, and
@@ -61,5 +61,6 @@ bin/golangci-lint: tools/go.mod tools/go.sum
 fuzz:
 	scripts/fuzz.sh $(FUZZTIME) $(PKG)
 
-bench:
-	go test -run '^$$' -bench . -benchmem $(PKG)
+bench: build
+	scripts/setup.sh qemu-utils
+	go run ./internal/performance $(SECTION)
