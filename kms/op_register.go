@@ -92,7 +92,7 @@ func (r *request) takeBlock(o *object, b *kmipwire.KeyBlock, formats ...kmip14.K
 		return fail(kmip14.ResultReasonInvalidField, "the algorithm or the length of the key is not as the attributes say")
 	}
 	o.Format = uint32(b.KeyFormatType)
-	if !b.KeyValue.Present && r.since(2) {
+	if b.KeyValue.KeyMaterial == nil && r.since(2) {
 		return o.leaveElsewhere()
 	}
 	return o.take(b.KeyValue.KeyMaterial)

@@ -124,6 +124,26 @@ func TestSecretsAndOpaqueObjects(t *testing.T) {
 	}
 }
 
+// registerValue registers a key with a Key Value that can be anything.
+func registerValue(value any) any {
+	type keyBlock struct {
+		KeyFormatType          kmip14.KeyFormatType
+		KeyValue               any
+		CryptographicAlgorithm kmip14.CryptographicAlgorithm
+		CryptographicLength    int
+	}
+	type symmetricKey struct{ KeyBlock keyBlock }
+	return &struct {
+		TTLVTag           struct{} `ttlv:"RequestPayload"`
+		ObjectType        kmip14.ObjectType
+		TemplateAttribute kmipwire.TemplateAttribute
+		SymmetricKey      symmetricKey
+	}{
+		ObjectType: kmip14.ObjectTypeSymmetricKey, TemplateAttribute: registerKey(kmipwire.KeyBlock{}).TemplateAttribute,
+		SymmetricKey: symmetricKey{keyBlock{kmip14.KeyFormatTypeRaw, value, kmip14.CryptographicAlgorithmAES, 128}},
+	}
+}
+
 // TestKeyElsewhere registers a key without its bytes.
 func TestKeyElsewhere(t *testing.T) {
 	c := dial(t, newHome(t))
@@ -135,7 +155,7 @@ func TestKeyElsewhere(t *testing.T) {
 	id := c.register(r)
 	for _, format := range []kmip14.KeyFormatType{kmip14.KeyFormatTypeRaw, kmip14.KeyFormatTypeTransparentSymmetricKey} {
 		got := do[kmipwire.GetResponse](c, kmip14.OperationGet, &kmipwire.GetRequest{UniqueIdentifier: id, KeyFormatType: format})
-		if b := got.SymmetricKey.KeyBlock; b.KeyValue.Present || b.CryptographicLength != 128 {
+		if b := got.SymmetricKey.KeyBlock; b.KeyValue.KeyMaterial != nil || b.CryptographicLength != 128 {
 			t.Errorf("got %+v", b)
 		}
 	}
@@ -146,6 +166,9 @@ func TestKeyElsewhere(t *testing.T) {
 	c.refused(kmip14.ResultReasonPermissionDenied, kmip14.OperationModifyAttribute,
 		&kmipwire.ModifyAttributeRequest{UniqueIdentifier: id, Attribute: attribute1(kmipwire.AttrKeyValuePresent, true)})
 	do[kmipwire.DestroyResponse](c, kmip14.OperationDestroy, &kmipwire.DestroyRequest{UniqueIdentifier: id})
+	for _, value := range []any{[]byte{}, struct{ KeyMaterial []byte }{[]byte{}}, struct{ Attribute []kmipwire.Attribute }{}} {
+		c.refused(kmip14.ResultReasonInvalidField, kmip14.OperationRegister, registerValue(value))
+	}
 	c.version.ProtocolVersionMinor = 1
 	c.refused(kmip14.ResultReasonInvalidField, kmip14.OperationRegister, registerKey(b))
 }

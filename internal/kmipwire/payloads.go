@@ -357,12 +357,11 @@ type KeyBlock struct {
 }
 
 // KeyValue holds the bytes of a key (section 2.1.4). Attribute is what came with
-// it; it is not sent. A key whose bytes are elsewhere has none: it is not sent
-// without Key Material, and Present tells whether it has come.
+// it; it is not sent. A key whose bytes are elsewhere has none: it is not sent if
+// KeyMaterial is nil, and that is nil only if it has not come.
 type KeyValue struct {
 	KeyMaterial KeyMaterial
 	Attribute   []Attribute
-	Present     bool `ttlv:"-"`
 	// Transparent makes Marshal put the key into the structure of the format
 	// Transparent Symmetric Key (section 2.1.7.1).
 	Transparent bool `ttlv:"-"`
@@ -388,13 +387,18 @@ func (k KeyValue) MarshalTTLV(e *ttlv.Encoder, tag ttlv.Tag) error {
 // UnmarshalTTLV takes the value of a wrapped key, which is encoded as bytes or
 // encrypted, for the key material.
 func (k *KeyValue) UnmarshalTTLV(d *ttlv.Decoder, v ttlv.TTLV) error {
-	k.Present = true
 	if v.Type() == ttlv.TypeByteString {
 		k.KeyMaterial = v.ValueByteString()
-		return nil
+	} else {
+		type plain KeyValue
+		if err := d.DecodeValue((*plain)(k), v); err != nil {
+			return err
+		}
 	}
-	type plain KeyValue
-	return d.DecodeValue((*plain)(k), v)
+	if k.KeyMaterial == nil { // as kmip-go has it where there are no bytes
+		k.KeyMaterial = KeyMaterial{}
+	}
+	return nil
 }
 
 // KeyMaterial is the bytes of a key. It prints as "[secret]".
