@@ -24,6 +24,8 @@ import (
 var (
 	// ErrState: the disk is encrypted already, or is not.
 	ErrState = errors.New("wrong state for this operation")
+	// ErrUnfinished: a conversion in place of the disk was interrupted.
+	ErrUnfinished = errors.New("a conversion is not finished")
 	// ErrNode: the descriptor has no disk at the named node, or several where one
 	// must be named.
 	ErrNode = errors.New("which disk")

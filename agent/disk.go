@@ -17,15 +17,31 @@ func (d Disk) opened(f *image.File, err error) (*image.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	mark, _, err := f.DiskUUID()
-	if err == nil {
-		err = d.checkMark(mark)
-	}
-	if err != nil {
+	if err := d.check(f); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+func (d Disk) check(f *image.File) error {
+	if err := d.checkFinished(); err != nil {
+		return err
+	}
+	mark, _, err := f.DiskUUID()
+	if err != nil {
+		return err
+	}
+	return d.checkMark(mark)
+}
+
+// checkFinished refuses a disk amid a conversion: a part of it may be plain,
+// or ciphertext under another key.
+func (d Disk) checkFinished() error {
+	if d.Record == nil || !d.Record.Unfinished() {
+		return nil
+	}
+	return fmt.Errorf("%w: disk %s (%s) is %s", ErrUnfinished, d.Node, d.Path, d.Record.State)
 }
 
 // checkMark compares the mark of the disk's file with its record. A marked file

@@ -210,6 +210,9 @@ func (t *Target) checkAbsent() error {
 }
 
 func (t *Target) checkState(d Disk, encrypted bool) error {
+	if err := d.checkFinished(); err != nil {
+		return err
+	}
 	switch {
 	case encrypted && d.Record == nil && t.file == nil:
 		return fmt.Errorf("%w: %s is missing: without it %s is either plain or can't be decrypted",

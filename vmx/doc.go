@@ -21,7 +21,8 @@
 // that record directly before the line with the disk's file name: a file that was
 // cut short then shows a record without its disk, which is an error, and never
 // an encrypted disk without its record. [File.RemoveRecord] restores the file
-// byte for byte.
+// byte for byte. While a conversion in place is unfinished ([Record.Unfinished])
+// the record also names the conversion and how far it has come.
 //
 // Every value of a record has exactly one valid spelling. A damaged record is
 // refused or reads as a different one, never as the one it was; that the fields

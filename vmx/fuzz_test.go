@@ -55,15 +55,18 @@ func checkSet(t *testing.T, data []byte, file *File, key, value string) {
 	}
 }
 
-// FuzzRecord checks on the disks of any file that a record can be put there,
-// read back and removed, without a trace if it was the first.
+// FuzzRecord checks on the disks of any file that a record in any state can be
+// put there, read back and removed, without a trace if it was the first.
 func FuzzRecord(f *testing.F) {
 	for _, data := range samples(f) {
-		f.Add(data, "KMSCluster", "1")
+		f.Add(data, "KMSCluster", "1", StateEncrypted, "")
 	}
-	f.Add(encrypted(f), "a|b", "\"")
-	f.Add([]byte("\xef\xbb\xbfscsi0:0.fileName = x\r"), "Zürich", "密")
-	f.Fuzz(func(t *testing.T, data []byte, alias, kekID string) {
+	f.Add(encrypted(f), "a|b", "\"", StateRekeying, PhaseReverted)
+	f.Add([]byte("\xef\xbb\xbfscsi0:0.fileName = x\r"), "Zürich", "密", StateEncrypting, PhasePreparing)
+	for _, state := range states {
+		f.Add(sample(f, "records/1-"+state+".vmx"), "a", "1", state, PhaseConverted)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, alias, kekID, state, phase string) {
 		file, err := Parse(data)
 		if err != nil {
 			return
@@ -72,12 +75,24 @@ func FuzzRecord(f *testing.F) {
 		if err != nil && !isRefusal(err) {
 			t.Error(err)
 		}
-		r := newRecord()
-		r.Recipients[0].Alias, r.Recipients[0].KEKID = alias, kekID
+		r := fuzzedRecord(alias, kekID, state, phase)
 		for _, d := range disks[:min(len(disks), 8)] {
 			checkRecord(t, parse(t, string(data)), d.Node, r)
 		}
 	})
+}
+
+// fuzzedRecord is a record with these texts where its state has a place for them.
+func fuzzedRecord(alias, kekID, state, phase string) *Record {
+	r := recordIn(state)
+	r.Recipients[0].Alias, r.Recipients[0].KEKID = alias, kekID
+	if r.Unfinished() {
+		r.Conversion.Phase = phase
+	}
+	if r.Previous != nil {
+		r.Previous[1].Alias, r.Previous[1].KEKID = alias, kekID
+	}
+	return r
 }
 
 // checkRecord puts a record on a disk that has one or not, and takes it off.
@@ -89,6 +104,9 @@ func checkRecord(t *testing.T, f *File, node string, r *Record) {
 			t.Errorf("record is %v, error %v", old, err)
 		}
 		return
+	}
+	if old != nil {
+		checkState(t, old)
 	}
 	if err := f.SetRecord(node, r); err != nil {
 		wantBytes(t, f, before)
@@ -103,5 +121,15 @@ func checkRecord(t *testing.T, f *File, node string, r *Record) {
 	}
 	if old == nil {
 		wantBytes(t, f, before)
+	}
+}
+
+// checkState wants of a record what its readers rely on.
+func checkState(t *testing.T, r *Record) {
+	if r.Unfinished() != (r.State != StateEncrypted) {
+		t.Errorf("state %s with conversion %v", r.State, r.Conversion)
+	}
+	if len(r.Recipients) == 0 || (len(r.Previous) > 0) != (r.State == StateRekeying) {
+		t.Errorf("state %s with %d recipients and %d of the previous key", r.State, len(r.Recipients), len(r.Previous))
 	}
 }

@@ -14,10 +14,25 @@ import (
 	"github.com/google/uuid"
 )
 
-// The values that format version 1 knows.
+// CipherXTS is the only Cipher so far.
+const CipherXTS = "aes-256-xts-plain64"
+
+// The states of a disk that has a record. All but StateEncrypted are those of an
+// unfinished conversion in place.
 const (
-	StateEncrypted = "encrypted"           // the only State so far
-	CipherXTS      = "aes-256-xts-plain64" // the only Cipher so far
+	StateEncrypted  = "encrypted"
+	StateEncrypting = "encrypting"
+	StateDecrypting = "decrypting"
+	StateRekeying   = "rekeying" // to another DEK: a deep rekey
+)
+
+// The phases of a conversion, in the order in which it goes through them. It ends
+// in one of the last two.
+const (
+	PhasePreparing  = "preparing"  // no sector has changed
+	PhaseConverting = "converting" // sectors change; the journal knows how far it has come
+	PhaseConverted  = "converted"  // every sector is as it is to be
+	PhaseReverted   = "reverted"   // every sector is as it was
 )
 
 // noFile is what a descriptor shows that was cut short.
@@ -33,19 +48,41 @@ const (
 	maxRecipients = 16
 )
 
+// Keys of a record that some records have.
+const (
+	conversionUUID  = "conversion.uuid"
+	conversionPhase = "conversion.phase"
+	recipientGroup  = "recipient" // before a recipient's number
+	previousGroup   = "previous"
+)
+
 // Record is what vmcrypt notes about an encrypted disk.
 type Record struct {
-	State      string    // StateEncrypted
+	State      string
 	DiskUUID   uuid.UUID // not the nil UUID
 	Size       int64     // bytes of the disk: a multiple of SectorSize, up to 256 TiB
 	Cipher     string    // CipherXTS
 	SectorSize int       // bytes of a crypto sector: 512 or 4096
 	Holes      string    // "preserve" or "fill"
-	MAC        []byte    // 32 bytes, over state and size, by a key of the DEK
-	Recipients []Recipient
+	MAC        []byte    // 32 bytes, over state, size and conversion, by a key of the DEKs
+	Conversion *Conversion
+	Recipients []Recipient // of the DEK; of the new one while State is StateRekeying
+	Previous   []Recipient // of the DEK that was, if State is StateRekeying, else none
 }
 
-// Recipient is a wrapped copy of the disk's data key. A record has 1 to 16.
+// Conversion is a conversion in place that is not finished. A record has one
+// exactly when its State is StateEncrypting, StateDecrypting or StateRekeying.
+type Conversion struct {
+	UUID  uuid.UUID // not the nil UUID
+	Phase string
+}
+
+// Unfinished tells whether the disk is amid a conversion: some of its sectors may
+// have the content that they had before, and some the one that they are to get.
+func (r *Record) Unfinished() bool { return r.Conversion != nil }
+
+// Recipient is a wrapped copy of one of the disk's data keys. A record has 1 to
+// 16 of each of them.
 type Recipient struct {
 	Alias      string // of a key manager cluster: 1 to 256 bytes of printable text
 	KEKID      string // KMIP Unique Identifier: 1 to 256 bytes of printable text
@@ -67,24 +104,41 @@ func (r *Record) pairs() []pair {
 		{"holes", r.Holes},
 		{"mac", base64.StdEncoding.EncodeToString(r.MAC)},
 	}
-	for i, rc := range r.Recipients {
+	if c := r.Conversion; c != nil {
+		p = append(p, pair{conversionUUID, c.UUID.String()}, pair{conversionPhase, c.Phase})
+	}
+	p = append(p, recipientPairs(recipientGroup, r.Recipients)...)
+	return append(p, recipientPairs(previousGroup, r.Previous)...)
+}
+
+func recipientPairs(group string, recipients []Recipient) (p []pair) {
+	for i, rc := range recipients {
 		p = append(p,
-			pair{recipientKey(i, "alias"), rc.Alias},
-			pair{recipientKey(i, "kekID"), rc.KEKID},
-			pair{recipientKey(i, "key"), base64.StdEncoding.EncodeToString(rc.WrappedKey)})
+			pair{recipientKey(group, i, "alias"), rc.Alias},
+			pair{recipientKey(group, i, "kekID"), rc.KEKID},
+			pair{recipientKey(group, i, "key"), base64.StdEncoding.EncodeToString(rc.WrappedKey)})
 	}
 	return p
 }
 
-func recipientKey(i int, name string) string {
-	return fmt.Sprintf("recipient%d.%s", i, name)
+func recipientKey(group string, i int, name string) string {
+	return fmt.Sprintf("%s%d.%s", group, i, name)
 }
 
 // fault says which key of the record has a value that cannot be, and why; both
 // are "" for a good record.
 func (r *Record) fault() (key, why string) {
+	for _, part := range []func() (key, why string){r.diskFault, r.conversionFault, r.recipientsFault} {
+		if key, why = part(); key != "" {
+			break
+		}
+	}
+	return key, why
+}
+
+func (r *Record) diskFault() (key, why string) {
 	switch {
-	case r.State != StateEncrypted:
+	case r.State != StateEncrypted && !isConversion(r.State):
 		return "state", "unknown state"
 	case r.DiskUUID == uuid.Nil:
 		return "uuid", "no UUID"
@@ -98,21 +152,63 @@ func (r *Record) fault() (key, why string) {
 		return "holes", "neither preserve nor fill"
 	case len(r.MAC) != macSize:
 		return "mac", fmt.Sprintf("not %d bytes long", macSize)
-	case len(r.Recipients) == 0 || len(r.Recipients) > maxRecipients:
-		return recipientKey(0, "key"), fmt.Sprintf("not 1 to %d recipients", maxRecipients)
 	}
-	return r.recipientFault()
+	return "", ""
 }
 
-func (r *Record) recipientFault() (key, why string) {
-	for i, rc := range r.Recipients {
+// isConversion tells the states of an unfinished conversion from the others.
+func isConversion(state string) bool {
+	return state == StateEncrypting || state == StateDecrypting || state == StateRekeying
+}
+
+// conversionFault looks at what a record has exactly when its state is one of a
+// conversion.
+func (r *Record) conversionFault() (key, why string) {
+	c := r.Conversion
+	switch {
+	case c == nil && isConversion(r.State):
+		return conversionUUID, "missing in the state " + r.State
+	case c == nil:
+		return "", ""
+	case !isConversion(r.State):
+		return conversionUUID, "not for the state " + r.State
+	case c.UUID == uuid.Nil:
+		return conversionUUID, "no UUID"
+	case !isPhase(c.Phase):
+		return conversionPhase, "unknown phase"
+	}
+	return "", ""
+}
+
+func isPhase(s string) bool {
+	return s == PhasePreparing || s == PhaseConverting || s == PhaseConverted || s == PhaseReverted
+}
+
+func (r *Record) recipientsFault() (key, why string) {
+	if key, why = recipientFault(recipientGroup, r.Recipients); key != "" {
+		return key, why
+	}
+	switch {
+	case r.State == StateRekeying:
+		return recipientFault(previousGroup, r.Previous)
+	case len(r.Previous) > 0:
+		return recipientKey(previousGroup, 0, "key"), "not for the state " + r.State
+	}
+	return "", ""
+}
+
+func recipientFault(group string, recipients []Recipient) (key, why string) {
+	if len(recipients) == 0 || len(recipients) > maxRecipients {
+		return recipientKey(group, 0, "key"), fmt.Sprintf("not 1 to %d recipients", maxRecipients)
+	}
+	for i, rc := range recipients {
 		switch {
 		case !isName(rc.Alias):
-			return recipientKey(i, "alias"), "not 1 to 256 bytes of printable text"
+			return recipientKey(group, i, "alias"), "not 1 to 256 bytes of printable text"
 		case !isName(rc.KEKID):
-			return recipientKey(i, "kekID"), "not 1 to 256 bytes of printable text"
+			return recipientKey(group, i, "kekID"), "not 1 to 256 bytes of printable text"
 		case len(rc.WrappedKey) == 0 || len(rc.WrappedKey) > maxWrapped:
-			return recipientKey(i, "key"), fmt.Sprintf("not 1 to %d bytes long", maxWrapped)
+			return recipientKey(group, i, "key"), fmt.Sprintf("not 1 to %d bytes long", maxWrapped)
 		}
 	}
 	return "", ""
@@ -218,22 +314,34 @@ func (f *File) decodeRecord(at map[string]int) *Record {
 	r.Size, _ = strconv.ParseInt(text("size"), 10, 64)
 	r.SectorSize, _ = strconv.Atoi(text("sectorSize"))
 	r.MAC, _ = base64.StdEncoding.DecodeString(text("mac"))
-	for i := 0; i < maxRecipients && hasRecipient(at, i); i++ {
-		rc := Recipient{Alias: text(recipientKey(i, "alias")), KEKID: text(recipientKey(i, "kekID"))}
-		rc.WrappedKey, _ = base64.StdEncoding.DecodeString(text(recipientKey(i, "key")))
-		r.Recipients = append(r.Recipients, rc)
+	if hasKey(at, conversionUUID, conversionPhase) {
+		r.Conversion = &Conversion{Phase: text(conversionPhase)}
+		r.Conversion.UUID, _ = uuid.Parse(text(conversionUUID))
 	}
+	r.Recipients = decodeRecipients(recipientGroup, at, text)
+	r.Previous = decodeRecipients(previousGroup, at, text)
 	return r
 }
 
-// hasRecipient tells whether any key of a recipient is there.
-func hasRecipient(at map[string]int, i int) bool {
-	for _, name := range []string{"alias", "kekID", "key"} {
-		if _, ok := at[lower(recipientKey(i, name))]; ok {
-			return true
+func decodeRecipients(group string, at map[string]int, text func(key string) string) (recipients []Recipient) {
+	for i := range maxRecipients {
+		alias, kekID, key := recipientKey(group, i, "alias"), recipientKey(group, i, "kekID"), recipientKey(group, i, "key")
+		if !hasKey(at, alias, kekID, key) {
+			break
 		}
+		rc := Recipient{Alias: text(alias), KEKID: text(kekID)}
+		rc.WrappedKey, _ = base64.StdEncoding.DecodeString(text(key))
+		recipients = append(recipients, rc)
 	}
-	return false
+	return recipients
+}
+
+// hasKey tells whether any of the keys is there.
+func hasKey(at map[string]int, keys ...string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool {
+		_, ok := at[lower(key)]
+		return ok
+	})
 }
 
 // checkSpelling compares the lines of a record, byte for byte within the quotes,

@@ -15,15 +15,19 @@ import (
 
 // encrypted is a descriptor with a record at scsi0:0, and that record as the
 // line numbers 2 to 15.
-func encrypted(t testing.TB) []byte {
+func encrypted(t testing.TB) []byte { return withRecord(t, newRecord()) }
+
+func withRecord(t testing.TB, r *Record) []byte {
 	t.Helper()
 	f := parse(t, "config.version = \"8\"\nscsi0:0.fileName = \"x.vmdk\"\n")
-	if err := f.SetRecord("scsi0:0", newRecord()); err != nil {
+	if err := f.SetRecord("scsi0:0", r); err != nil {
 		t.Fatal(err)
 	}
 	return f.Bytes()
 }
 
+// TestRecordRoundTrip takes each disk through the states: the last record is in
+// the place of the first, and leaves the file as it was.
 func TestRecordRoundTrip(t *testing.T) {
 	for name, data := range samples(t) {
 		t.Run(name, func(t *testing.T) {
@@ -32,17 +36,12 @@ func TestRecordRoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, d := range disks {
-				if err := f.SetRecord(d.Node, newRecord()); err != nil {
-					t.Fatal(err)
+			for _, state := range states {
+				for _, d := range disks {
+					f = roundTrip(t, f, d.Node, recordIn(state))
 				}
 			}
-			f = parse(t, string(f.Bytes()))
 			for _, d := range disks {
-				got, err := f.Record(d.Node)
-				if err != nil || !reflect.DeepEqual(got, newRecord()) {
-					t.Errorf("%s: record is %+v, %v", d.Node, got, err)
-				}
 				if err := f.RemoveRecord(d.Node); err != nil {
 					t.Fatal(err)
 				}
@@ -50,6 +49,23 @@ func TestRecordRoundTrip(t *testing.T) {
 			wantBytes(t, f, data)
 		})
 	}
+}
+
+// roundTrip gives the file as it is read with the record in it.
+func roundTrip(t *testing.T, f *File, node string, r *Record) *File {
+	t.Helper()
+	if err := f.SetRecord(node, r); err != nil {
+		t.Fatal(err)
+	}
+	f = parse(t, string(f.Bytes()))
+	got, err := f.Record(node)
+	if err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("%s: record is %+v, %v", node, got, err)
+	}
+	if want := r.State != StateEncrypted; err == nil && got.Unfinished() != want {
+		t.Errorf("%s: unfinished is %v in the state %s", node, !want, r.State)
+	}
+	return f
 }
 
 // TestRecordText is the format as docs/format.md shows it.
@@ -74,6 +90,50 @@ scsi0:0.fileName = "x.vmdk"
 	key := base64.StdEncoding.EncodeToString(newRecord().Recipients[0].WrappedKey)
 	if got := string(encrypted(t)); got != fmt.Sprintf(want, key) {
 		t.Errorf("file is\n%s", got)
+	}
+}
+
+// TestConversionText is what a record has in addition while its disk is rekeyed.
+func TestConversionText(t *testing.T) {
+	plain, converting := string(encrypted(t)), string(withRecord(t, recordIn(StateRekeying)))
+	const conversion = `scsi0:0.vmcrypt.conversion.uuid = "b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b"
+scsi0:0.vmcrypt.conversion.phase = "converting"
+`
+	const previous = `scsi0:0.vmcrypt.previous0.alias = "KMSCluster"
+scsi0:0.vmcrypt.previous0.kekID = "01d"
+scsi0:0.vmcrypt.previous0.key = "Ag=="
+scsi0:0.vmcrypt.previous1.alias = "escrow"
+scsi0:0.vmcrypt.previous1.kekID = "KEK 40"
+scsi0:0.vmcrypt.previous1.key = "Aw=="
+`
+	want := strings.NewReplacer(
+		`"encrypted"`, `"rekeying"`,
+		macLine+"\n", macLine+"\n"+conversion,
+		"scsi0:0.fileName", previous+"scsi0:0.fileName").Replace(plain)
+	if converting != want {
+		t.Errorf("file is\n%s, want\n%s", converting, want)
+	}
+}
+
+// TestFixturesOfVersion1 reads what the first release with each state would have
+// written. These files stay readable for ever: never change one, add some for
+// each new version. Package dek opens the keys in them.
+func TestFixturesOfVersion1(t *testing.T) {
+	for _, state := range states {
+		data := sample(t, "records/1-"+state+".vmx")
+		f := parse(t, string(data))
+		r, err := f.Record("scsi0:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.State != state || r.Unfinished() != (state != StateEncrypted) || len(r.Recipients) != 1 ||
+			len(r.Previous) != len(recordIn(state).Previous)/2 {
+			t.Errorf("%s: record is %+v", state, r)
+		}
+		if err := f.SetRecord("scsi0:0", r); err != nil {
+			t.Error(err)
+		}
+		wantBytes(t, f, data)
 	}
 }
 
@@ -111,13 +171,22 @@ func TestFlippedBits(t *testing.T) {
 			if err := f.SetRecord("scsi0:0", want); err != nil {
 				t.Fatal(err)
 			}
-			f = parse(t, string(f.Bytes()))
-			for i := range f.lines {
-				if strings.Contains(f.lines[i].key, ".vmcrypt.") {
-					flipValue(t, f, i, want)
-				}
-			}
+			flipValues(t, f.Bytes(), want)
 		})
+	}
+	for _, state := range states {
+		t.Run(state, func(t *testing.T) { flipValues(t, withRecord(t, recordIn(state)), recordIn(state)) })
+	}
+}
+
+// flipValues flips every bit of every value of the record in a file.
+func flipValues(t *testing.T, data []byte, want *Record) {
+	t.Helper()
+	f := parse(t, string(data))
+	for i := range f.lines {
+		if strings.Contains(f.lines[i].key, ".vmcrypt.") {
+			flipValue(t, f, i, want)
+		}
 	}
 }
 
@@ -169,8 +238,8 @@ func TestTruncated(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, d := range disks {
-				if err := f.SetRecord(d.Node, newRecord()); err != nil {
+			for i, d := range disks {
+				if err := f.SetRecord(d.Node, recordIn(states[i%len(states)])); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -213,7 +282,10 @@ var damages = []struct {
 	{"version 01", `version = "1"`, `version = "01"`, "line 2", ErrRecord},
 	{"version word", `version = "1"`, `version = "one"`, "line 2", ErrRecord},
 	{"no version", "scsi0:0.vmcrypt.version = \"1\"\n", "", "vmcrypt.version: ", ErrRecord},
-	{"state", `"encrypted"`, `"encrypting"`, "line 3", ErrRecord},
+	{"state", `"encrypted"`, `"decrypted"`, "line 3", ErrRecord},
+	{"capital state", `"encrypted"`, `"Encrypted"`, "line 3", ErrRecord},
+	{"encrypting without a conversion", `"encrypted"`, `"encrypting"`, "vmcrypt.conversion.uuid: ", ErrRecord},
+	{"rekeying without a conversion", `"encrypted"`, `"rekeying"`, "vmcrypt.conversion.uuid: ", ErrRecord},
 	{"upper-case uuid", "-9e0d-", "-9E0D-", "line 4", ErrRecord},
 	{"uuid in braces", `"3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1"`, `"{3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1}"`, "line 4", ErrRecord},
 	{"nil uuid", "3f1c6a52-9e0d-4b7a-8c55-d2e4f6a8b0c1", "00000000-0000-0000-0000-000000000000", "line 4", ErrRecord},
@@ -259,16 +331,76 @@ var damages = []struct {
 	{"other node", "scsi0:0.fileName", "scsi0:1.fileName", "fileName", ErrRecord},
 }
 
+// conversionDamages are edits to the file of a disk that is rekeyed.
+var conversionDamages = []struct{ name, old, new, says string }{
+	{"encrypted", `"rekeying"`, `"encrypted"`, "line 10: scsi0:0.vmcrypt.conversion.uuid"},
+	{"encrypting with a previous key", `"rekeying"`, `"encrypting"`, "line 20: scsi0:0.vmcrypt.previous0.key"},
+	{"decrypting with a previous key", `"rekeying"`, `"decrypting"`, "line 20: scsi0:0.vmcrypt.previous0.key"},
+	{"no conversion UUID", "scsi0:0.vmcrypt.conversion.uuid = \"b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b\"\n", "", "conversion.uuid: "},
+	{"nil conversion UUID", "b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b", "00000000-0000-0000-0000-000000000000", "line 10"},
+	{"upper-case conversion UUID", "b7e4d1c0", "B7E4D1C0", "line 10"},
+	{"conversion UUID in braces", `"b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b"`, `"{b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b}"`, "line 10"},
+	{"empty conversion UUID", "b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b", "", "line 10"},
+	{"no phase", "scsi0:0.vmcrypt.conversion.phase = \"converting\"\n", "", "conversion.phase: "},
+	{"empty phase", `"converting"`, `""`, "line 11"},
+	{"unknown phase", `"converting"`, `"done"`, "line 11"},
+	{"capital phase", `"converting"`, `"Converting"`, "line 11"},
+	{"phase with a blank", `"converting"`, `"converting "`, "line 11"},
+	{"two phases", "scsi0:0.vmcrypt.conversion.phase", "scsi0:0.vmcrypt.conversion.phase = \"converted\"\nscsi0:0.vmcrypt.conversion.phase", "line 12"},
+	{"unknown key of the conversion", "scsi0:0.vmcrypt.conversion.phase", "scsi0:0.vmcrypt.conversion.x = \"\"\nscsi0:0.vmcrypt.conversion.phase", "line 11"},
+	{"no previous keys", "previous", "recipient", "recipient0.alias"},
+	{"gap in previous keys", "previous1", "previous2", "line 21"},
+	{"previous keys from 1", "previous0", "previous2", "line 21"},
+	{"previous key without alias", "scsi0:0.vmcrypt.previous1.alias = \"escrow\"\n", "", "previous1.alias: "},
+	{"previous key without KEK ID", "scsi0:0.vmcrypt.previous1.kekID = \"KEK 40\"\n", "", "previous1.kekID: "},
+	{"previous recipient without key", "scsi0:0.vmcrypt.previous1.key = \"Aw==\"\n", "", "previous1.key: "},
+	{"empty previous alias", `"escrow"`, `""`, "line 21"},
+	{"tab in previous KEK ID", "KEK 40", "KEK\t40", "line 22"},
+	{"empty previous key", `"Aw=="`, `""`, "line 23"},
+	{"padding bits of a previous key", `"Aw=="`, `"Ax=="`, "line 23"},
+	{"two previous keys", "scsi0:0.vmcrypt.previous1.key", "scsi0:0.vmcrypt.previous1.KEY = \"Aw==\"\nscsi0:0.vmcrypt.previous1.key", "line 24"},
+}
+
 func TestRecordRefused(t *testing.T) {
+	whole := string(encrypted(t))
 	for _, tt := range damages {
-		t.Run(tt.name, func(t *testing.T) {
-			data := strings.ReplaceAll(string(encrypted(t)), tt.old, tt.new)
-			if data == string(encrypted(t)) {
-				t.Fatalf("%q is not in the file", tt.old)
-			}
-			refused(t, parse(t, data), tt.err, tt.says)
-		})
+		t.Run(tt.name, func(t *testing.T) { refused(t, damage(t, whole, tt.old, tt.new), tt.err, tt.says) })
 	}
+	whole = string(withRecord(t, recordIn(StateRekeying)))
+	for _, tt := range conversionDamages {
+		t.Run(tt.name, func(t *testing.T) { refused(t, damage(t, whole, tt.old, tt.new), ErrRecord, tt.says) })
+	}
+}
+
+// TestRecordLacksNoLine takes each line of each record away.
+func TestRecordLacksNoLine(t *testing.T) {
+	for _, state := range states {
+		whole := string(withRecord(t, recordIn(state)))
+		for line := range strings.Lines(whole) {
+			if strings.Contains(line, ".vmcrypt.") {
+				refused(t, damage(t, whole, line, ""), ErrRecord, "vmcrypt.")
+			}
+		}
+	}
+}
+
+func TestNoPreviousKeys(t *testing.T) {
+	text := ""
+	for line := range strings.Lines(string(withRecord(t, recordIn(StateRekeying)))) {
+		if !strings.Contains(line, "previous") {
+			text += line
+		}
+	}
+	refused(t, parse(t, text), ErrRecord, "previous0.key: ")
+}
+
+func damage(t *testing.T, data, old, replacement string) *File {
+	t.Helper()
+	damaged := strings.ReplaceAll(data, old, replacement)
+	if damaged == data {
+		t.Fatalf("%q is not in the file", old)
+	}
+	return parse(t, damaged)
 }
 
 // refused checks that a damaged record is neither read nor written over.
@@ -385,6 +517,15 @@ func TestSetRecordRefuses(t *testing.T) {
 		{"recipient1.alias", func(r *Record) { r.Recipients[1].Alias = "a\nb" }},
 		{"recipient0.kekID", func(r *Record) { r.Recipients[0].KEKID = "\xff" }},
 		{"recipient1.key", func(r *Record) { r.Recipients[1].WrappedKey = nil }},
+		{"conversion.uuid", func(r *Record) { r.State = StateDecrypting }},
+		{"conversion.uuid", func(r *Record) { r.Conversion = recordIn(StateDecrypting).Conversion }},
+		{"previous0", func(r *Record) { r.Previous = r.Recipients }},
+		{"conversion.uuid", func(r *Record) { *r = *recordIn(StateEncrypting); r.Conversion.UUID = uuid.Nil }},
+		{"conversion.phase", func(r *Record) { *r = *recordIn(StateEncrypting); r.Conversion.Phase = "" }},
+		{"previous0", func(r *Record) { *r = *recordIn(StateEncrypting); r.Previous = r.Recipients }},
+		{"previous0", func(r *Record) { *r = *recordIn(StateRekeying); r.Previous = nil }},
+		{"previous0", func(r *Record) { *r = *recordIn(StateRekeying); r.Previous = make([]Recipient, maxRecipients+1) }},
+		{"previous1.alias", func(r *Record) { *r = *recordIn(StateRekeying); r.Previous[1].Alias = "" }},
 	}
 	for _, tt := range tests {
 		r := newRecord()

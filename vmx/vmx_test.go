@@ -75,6 +75,24 @@ func newRecord() *Record {
 	}
 }
 
+var states = []string{StateEncrypted, StateEncrypting, StateDecrypting, StateRekeying}
+
+// recordIn is newRecord with what a state has in addition.
+func recordIn(state string) *Record {
+	r := newRecord()
+	r.State = state
+	if isConversion(state) {
+		r.Conversion = &Conversion{uuid.MustParse("b7e4d1c0-5a3f-4e2d-8c1b-0a9f8e7d6c5b"), PhaseConverting}
+	}
+	if state == StateRekeying {
+		r.Previous = []Recipient{
+			{Alias: "KMSCluster", KEKID: "01d", WrappedKey: []byte{2}},
+			{Alias: "escrow", KEKID: "KEK 40", WrappedKey: []byte{3}},
+		}
+	}
+	return r
+}
+
 func TestLossless(t *testing.T) {
 	for name, data := range samples(t) {
 		t.Run(name, func(t *testing.T) { wantBytes(t, parse(t, string(data)), data) })

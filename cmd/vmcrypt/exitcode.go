@@ -25,6 +25,7 @@ const (
 	exitNoKeyManager = 3
 	exitKey          = 4
 	exitTampered     = 5
+	exitUnfinished   = 6
 	exitInUse        = 7
 )
 
@@ -45,6 +46,7 @@ var codes = []struct {
 	code int
 }{
 	{image.ErrInUse, exitInUse},
+	{agent.ErrUnfinished, exitUnfinished},
 	{agent.ErrNode, exitUsage},
 	{agent.ErrFormat, exitUsage},
 	{browse.ErrPath, exitUsage},
@@ -88,6 +90,7 @@ var hints = []struct {
 	{vmx.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
+	{agent.ErrUnfinished, "finish it first: \"vmcrypt encrypt TARGET\" if it is encrypting, \"vmcrypt decrypt TARGET\" if decrypting, \"vmcrypt rekey --deep TARGET\" if rekeying"},
 	{agent.ErrState, "\"vmcrypt status\" shows what the disks are; --disk chooses among those of a VM"},
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},
