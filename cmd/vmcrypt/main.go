@@ -61,7 +61,7 @@ func newApp() *cli.App {
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), statusCommand(),
-			lsCommand(), catCommand(), kmsCommand(),
+			lsCommand(), catCommand(), benchCommand(), kmsCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,
