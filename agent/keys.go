@@ -92,7 +92,7 @@ func (k *keyring) unwrapBy(ctx context.Context, rec *vmx.Record, r vmx.Recipient
 	if err != nil {
 		return nil, err
 	}
-	if err := dek.VerifyMAC(key, state(rec), rec.MAC); err != nil {
+	if err := dek.VerifyMAC(rec.MAC, state(rec), key); err != nil {
 		key.Destroy()
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func seal(rec *vmx.Record, key *secret.Buffer, alias string, wrapper *kek.Key) e
 		return err
 	}
 	rec.Recipients = []vmx.Recipient{{Alias: alias, KEKID: wrapper.ID, WrappedKey: wrapped}}
-	rec.MAC, err = dek.MAC(key, state(rec))
+	rec.MAC, err = dek.MAC(state(rec), key)
 	return err
 }
 
@@ -121,5 +121,9 @@ func binding(rec *vmx.Record, kekID string) dek.Binding {
 }
 
 func state(rec *vmx.Record) dek.State {
-	return dek.State{DiskUUID: rec.DiskUUID, State: rec.State, Size: uint64(rec.Size)}
+	s := dek.State{DiskUUID: rec.DiskUUID, State: rec.State, Size: uint64(rec.Size)}
+	if c := rec.Conversion; c != nil {
+		s.Conversion, s.Phase = c.UUID, c.Phase
+	}
+	return s
 }

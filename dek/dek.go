@@ -5,12 +5,15 @@
 //	wrapped, err := dek.Wrap(key, kek, binding) // for the descriptor
 //	...
 //	key, err := dek.Unwrap(wrapped, kek, binding)
-//	err = dek.VerifyMAC(key, state, mac)
+//	err = dek.VerifyMAC(mac, state, key)
 //
 // A wrapped key opens only with the KEK and the exact Binding it was wrapped
 // with, so it cannot be moved to another disk's record and no parameter beside
 // it can be changed. A State may change without a new wrap; its MAC is made with
-// a key that only those who can unwrap the DEK have.
+// a key that only those who can unwrap the DEK have. While a disk is converted in
+// place, the MAC also covers the conversion, and takes both DEKs of a disk that
+// goes from one to the other; a key made from the same DEKs authenticates the
+// conversion's journal.
 //
 // # Wrapped key, version 1
 //
@@ -55,6 +58,24 @@
 //	state      ASCII, such as "encrypted"
 //	size       8 bytes, big-endian, of the disk in bytes
 //
+// While a conversion in place is unfinished, the input keying material is the DEK
+// or, of a disk that is rekeyed, the 128 bytes of the DEK that was and the DEK
+// that is to be; the info is
+//
+//	"vmcrypt v1 conversion state mac"
+//
+// and the encoding goes on with
+//
+//	conversion UUID  16 bytes
+//	phase            ASCII, such as "converting"
+//
+// # Journal key, version 1
+//
+// 32 bytes of HKDF-SHA256 with the same input keying material, no salt, and as
+// info the 45 bytes of
+//
+//	"vmcrypt v1 conversion journal" and the 16 bytes of the conversion UUID
+//
 // # Encoding
 //
 // The fields one after the other, each preceded by its length in bytes as a
@@ -63,7 +84,6 @@ package dek
 
 import (
 	"crypto/hkdf"
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -96,6 +116,9 @@ const (
 	infoWrapKey    = "vmcrypt v1 dek wrap key"
 	infoCommitment = "vmcrypt v1 dek wrap commitment"
 	infoStateMAC   = "vmcrypt v1 disk state mac"
+
+	infoConversionMAC = "vmcrypt v1 conversion state mac"
+	infoJournal       = "vmcrypt v1 conversion journal" // and the conversion's UUID
 )
 
 // Unwrap and VerifyMAC wrap one of these.
@@ -226,7 +249,7 @@ func newGCM(kek *secret.Buffer) (*aead.AESGCM, error) {
 func derive(key *secret.Buffer, info string) ([]byte, error) {
 	derived, err := hkdf.Key(sha256.New, key.Bytes(), nil, info, derivedSize)
 	if err != nil {
-		return nil, fmt.Errorf("derive %s: %w", info, err)
+		return nil, fmt.Errorf("derive %q: %w", info, err)
 	}
 	return derived, nil
 }
@@ -240,56 +263,6 @@ func (b Binding) encode() []byte {
 		binary.BigEndian.AppendUint32(nil, b.SectorSize),
 		[]byte(b.Holes),
 		[]byte(b.KEKID),
-	)
-}
-
-// State is what a descriptor says of a disk that changes without a new wrap.
-type State struct {
-	DiskUUID uuid.UUID
-	State    string // "encrypted"
-	Size     uint64 // of the disk in bytes
-}
-
-// MAC gives 32 bytes that authenticate s to those who have the DEK key.
-func MAC(key *secret.Buffer, s State) (mac []byte, err error) {
-	secret.Do(func() { mac, err = makeMAC(key, s) })
-	return mac, err
-}
-
-func makeMAC(key *secret.Buffer, s State) ([]byte, error) {
-	if key.Len() != Size {
-		return nil, fmt.Errorf("authenticate disk state: data key has %d bytes, want %d", key.Len(), Size)
-	}
-	derived, err := derive(key, infoStateMAC)
-	if err != nil {
-		return nil, err
-	}
-	defer secret.Wipe(derived)
-	mac := hmac.New(sha256.New, derived)
-	mac.Write(s.encode())
-	return mac.Sum(nil), nil
-}
-
-// VerifyMAC checks a MAC against s; where they do not fit the error is
-// ErrTampered.
-func VerifyMAC(key *secret.Buffer, s State, mac []byte) error {
-	want, err := MAC(key, s)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(want, mac) {
-		return fmt.Errorf("%w: state or size of the disk is not what was recorded", ErrTampered)
-	}
-	return nil
-}
-
-// encode gives what the MAC is made over.
-func (s State) encode() []byte {
-	return encode(
-		[]byte{version},
-		s.DiskUUID[:],
-		[]byte(s.State),
-		binary.BigEndian.AppendUint64(nil, s.Size),
 	)
 }
 

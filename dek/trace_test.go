@@ -12,11 +12,16 @@ import (
 // the derived keys vanish in builds with GOEXPERIMENT=runtimesecret only.
 func TestNoTraceOfKeys(t *testing.T) {
 	key, kek := randomSecret(t, Size), randomSecret(t, kekSize)
-	var left, right, wrapKey, macKey *secret.Buffer
+	previous := randomSecret(t, Size)
+	var left, right, wrapKey, macKey, pairKey, journal *secret.Buffer
 	secret.Do(func() {
-		useKeys(t, key, kek)
+		useKeys(t, key, previous, kek)
 		left, right = take(t, key.Bytes()[:32]), take(t, key.Bytes()[32:])
 		wrapKey, macKey = takeDerived(t, kek, infoWrapKey), takeDerived(t, key, infoStateMAC)
+		both := takeBoth(t, previous, key)
+		defer both.Destroy()
+		pairKey = takeDerived(t, both, infoConversionMAC)
+		journal = takeDerived(t, both, infoJournal+string(fixtureConversion[:]))
 	})
 	key.Destroy() // its halves are what is searched for
 	wantNoTrace(t, "first half of the data key", left)
@@ -27,7 +32,10 @@ func TestNoTraceOfKeys(t *testing.T) {
 	}
 	wantNoTrace(t, "KEK", kek)
 	wantNoTrace(t, "AEAD key", wrapKey)
+	wantNoTrace(t, "previous data key", previous)
 	wantNoTrace(t, "MAC key", macKey)
+	wantNoTrace(t, "MAC key of two data keys", pairKey)
+	wantNoTrace(t, "key of the journal", journal)
 }
 
 func wantNoTrace(t *testing.T, what string, key *secret.Buffer) {
@@ -58,6 +66,17 @@ func take(t *testing.T, p []byte) *secret.Buffer {
 	return b
 }
 
+func takeBoth(t *testing.T, from, to *secret.Buffer) *secret.Buffer {
+	t.Helper()
+	both, err := secret.New(2 * Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(both.Bytes(), from.Bytes())
+	copy(both.Bytes()[Size:], to.Bytes())
+	return both
+}
+
 func takeDerived(t *testing.T, key *secret.Buffer, info string) *secret.Buffer {
 	t.Helper()
 	derived, err := derive(key, info)
@@ -71,7 +90,7 @@ func takeDerived(t *testing.T, key *secret.Buffer, info string) *secret.Buffer {
 // useKeys does all that this package does with keys.
 //
 //go:noinline
-func useKeys(t *testing.T, key, kek *secret.Buffer) {
+func useKeys(t *testing.T, key, previous, kek *secret.Buffer) {
 	wrapped, err := Wrap(key, kek, fixtureBinding())
 	if err != nil {
 		t.Fatal(err)
@@ -81,14 +100,24 @@ func useKeys(t *testing.T, key, kek *secret.Buffer) {
 		t.Fatal(err)
 	}
 	defer again.Destroy()
-	mac, err := MAC(again, fixtureState())
+	useStateKeys(t, fixtureState(), again)
+	useStateKeys(t, rekeyingState(), previous, again)
+	journal, err := JournalKey(fixtureConversion, previous, again)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyMAC(again, fixtureState(), mac); err != nil {
-		t.Fatal(err)
-	}
+	defer journal.Destroy()
 	if _, err := Unwrap(wrapped, kek, Binding{}); err == nil {
 		t.Fatal("another binding unwraps")
+	}
+}
+
+func useStateKeys(t *testing.T, s State, keys ...*secret.Buffer) {
+	mac, err := MAC(s, keys...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyMAC(mac, s, keys...); err != nil {
+		t.Fatal(err)
 	}
 }
