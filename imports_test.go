@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"agent": {"blockcrypt", "browse", "dek", "image", "internal/durable",
 		"internal/secret", "kek", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
+	"blockcrypt/conversion":      {"blockcrypt", "image"},
 	"browse":                     {"image"},
 	"cmd/vmcrypt":                {"agent", "blockcrypt", "browse", "dek", "image", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
 	"dek":                        {"internal/secret"},

@@ -9,30 +9,48 @@ import (
 
 // Encryption is how image.Copy makes ciphertext of a disk. Its size has to have
 // passed CheckSize.
-func Encryption(c *Cipher, holes HolePolicy) image.Transform {
-	return image.Transform{
-		Data:  func(p []byte, off int64) error { return c.Encrypt(p, p, off) },
-		Holes: holes == Fill,
-	}
-}
+func Encryption(c *Cipher, holes HolePolicy) image.Transform { return Change(nil, c, holes) }
 
 // Decryption is how image.Copy makes plaintext of the ciphertext of a disk.
-func Decryption(c *Cipher, holes HolePolicy) image.Transform {
-	return image.Transform{
-		Data:  func(p []byte, off int64) error { return decryptSectors(c, holes, p, off) },
-		Holes: holes == Fill,
+func Decryption(c *Cipher, holes HolePolicy) image.Transform { return Change(c, nil, holes) }
+
+// Change turns the ciphertext of one key into that of another with the same size
+// of sectors; nil stands for plaintext.
+func Change(from, to *Cipher, holes HolePolicy) image.Transform {
+	data := func(p []byte, off int64) error {
+		if from != nil {
+			if err := from.Decrypt(p, p, off); err != nil {
+				return err
+			}
+		}
+		if to != nil {
+			return to.Encrypt(p, p, off)
+		}
+		return nil
 	}
+	if from == nil || holes == Fill {
+		return image.Transform{Data: data, Holes: holes == Fill}
+	}
+	return image.Transform{Data: func(p []byte, off int64) error {
+		return exceptHoles(p, from.sectorSize, off, data)
+	}}
 }
 
-// decryptSectors decrypts whole sectors in place, all but those that are holes.
+// decryptSectors decrypts whole sectors in place.
 func decryptSectors(c *Cipher, holes HolePolicy, p []byte, off int64) error {
+	decrypt := func(p []byte, off int64) error { return c.Decrypt(p, p, off) }
 	if holes == Fill {
-		return c.Decrypt(p, p, off)
+		return decrypt(p, off)
 	}
+	return exceptHoles(p, c.sectorSize, off, decrypt)
+}
+
+// exceptHoles applies change to all sectors but those that are holes.
+func exceptHoles(p []byte, sectorSize int, off int64, change func(p []byte, off int64) error) error {
 	for len(p) > 0 {
-		n, hole := leading(p, c.sectorSize)
+		n, hole := leading(p, sectorSize)
 		if !hole {
-			if err := c.Decrypt(p[:n], p[:n], off); err != nil {
+			if err := change(p[:n], off); err != nil {
 				return err
 			}
 		}

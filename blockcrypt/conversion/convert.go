@@ -1,0 +1,358 @@
+package conversion
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/image"
+)
+
+// order is in which order the two halves of a round are done. Side by side is
+// the zero order; the others make a run repeatable.
+type order int
+
+const (
+	sideBySide order = iota
+	applyFirst
+	recordFirst
+)
+
+// converter does the steps of a job.
+type converter struct {
+	*Job
+	journal *journal
+	at      marker // is durable
+	buffers [2][]byte
+}
+
+// step is a part of the disk on its way.
+type step struct {
+	head
+	record []byte // as it is in the journal
+}
+
+// data is the content of all runs, one after the other.
+func (s *step) data() []byte { return s.record[2*blockSize:][:s.dataSize()] }
+
+// eachRun gives the runs with their data.
+func (s *step) eachRun(do func(p []byte, offset int64) error) error {
+	data := s.data()
+	for _, r := range s.runs() {
+		if err := do(data[:r.Length], r.Offset); err != nil {
+			return err
+		}
+		data = data[r.Length:]
+	}
+	return nil
+}
+
+// run goes on where the journal says, and to the end.
+func (c *converter) run(ctx context.Context) error {
+	if err := c.journal.open(c.Job); err != nil {
+		return err
+	}
+	for i := range c.buffers {
+		c.buffers[i] = make([]byte, c.journal.zone+2*blockSize)
+		defer clear(c.buffers[i])
+	}
+	pending, err := c.recover()
+	if err != nil {
+		return err
+	}
+	if c.at.Backward != c.Backward {
+		if pending, err = nil, c.turn(pending); err != nil {
+			return err
+		}
+	}
+	return c.steps(ctx, pending)
+}
+
+// turn ends the step that is pending and goes the other way from there.
+func (c *converter) turn(pending *step) error {
+	if pending != nil {
+		if err := c.apply(pending); err != nil {
+			return err
+		}
+		if err := c.mark(pending.After); err != nil {
+			return err
+		}
+	}
+	turned := c.at
+	turned.Sequence++
+	turned.Backward = c.Backward
+	return c.mark(turned)
+}
+
+// mark makes a marker durable.
+func (c *converter) mark(m marker) error {
+	if err := c.writeMarker(m); err != nil {
+		return err
+	}
+	if err := c.syncJournal(); err != nil {
+		return err
+	}
+	c.reached(m)
+	return nil
+}
+
+// steps does rounds until there is nothing left to do. A round brings the data of
+// the pending step to the disk and meanwhile those of the next into the journal.
+// One sync then makes durable both the marker of the one, so that its record may
+// be overwritten in the next round, and the record of the other, so that its data
+// may go to the disk.
+func (c *converter) steps(ctx context.Context, pending *step) error {
+	for ctx.Err() == nil {
+		next, err := c.round(pending)
+		if err != nil {
+			return err
+		}
+		if next == nil && pending == nil {
+			return nil
+		}
+		if err := c.syncJournal(); err != nil {
+			return err
+		}
+		if pending != nil {
+			c.reached(pending.After)
+		}
+		pending = next
+	}
+	return context.Cause(ctx)
+}
+
+func (c *converter) round(pending *step) (next *step, err error) {
+	start := c.at
+	if pending != nil {
+		start = pending.After
+	}
+	apply := func() error { return c.apply(pending) }
+	record := func() (err error) {
+		next, err = c.record(start)
+		return err
+	}
+	if err := c.both(apply, record); err != nil || pending == nil {
+		return next, err
+	}
+	return next, c.writeMarker(pending.After)
+}
+
+// both does two things that do not depend on each other.
+func (c *converter) both(apply, record func() error) error {
+	switch c.serial {
+	case applyFirst:
+		return firstOf(apply, record)
+	case recordFirst:
+		return firstOf(record, apply)
+	}
+	var group errgroup.Group
+	group.Go(apply)
+	group.Go(record)
+	return group.Wait()
+}
+
+func firstOf(one, other func() error) error {
+	if err := one(); err != nil {
+		return err
+	}
+	return other()
+}
+
+// reached notes that a marker is durable.
+func (c *converter) reached(m marker) {
+	if c.Progress != nil {
+		c.Progress(m.Position - c.at.Position)
+	}
+	c.at = m
+	if c.Job.reached != nil {
+		c.Job.reached(m)
+	}
+}
+
+// apply brings the data of a step, whose record is durable, to the disk.
+func (c *converter) apply(s *step) error {
+	if s == nil {
+		return nil
+	}
+	err := s.eachRun(func(p []byte, offset int64) error {
+		if _, err := c.Disk.WriteAt(p, offset); err != nil {
+			return fmt.Errorf("convert at offset %d: %w", offset, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.Disk.Flush(); err != nil {
+		return fmt.Errorf("make the disk durable: %w", err)
+	}
+	return nil
+}
+
+// record writes the record of the step that comes after start; nil if there is
+// none. It takes the place of the record of the step before the last, whose marker
+// is durable.
+func (c *converter) record(start marker) (*step, error) {
+	runs, after, err := c.plan(start)
+	if err != nil || len(runs) == 0 {
+		return nil, err
+	}
+	s := &step{record: c.buffers[after.Sequence%2]}
+	s.Durable, s.After = c.at, after
+	s.Runs = uint32(copy(s.Run[:], runs))
+	if err := s.eachRun(c.read); err != nil {
+		return nil, err
+	}
+	if err := c.change(s); err != nil {
+		return nil, err
+	}
+	return s, c.writeRecord(s)
+}
+
+// read fills p from the disk.
+func (c *converter) read(p []byte, offset int64) error {
+	if n, err := c.Disk.ReadAt(p, offset); n < len(p) {
+		return fmt.Errorf("read at offset %d: %w", offset, err)
+	}
+	return nil
+}
+
+// change gives a step its new data.
+func (c *converter) change(s *step) (err error) {
+	if s.Was, err = c.journal.sign(s.data()); err != nil {
+		return err
+	}
+	from, to := c.From, c.To
+	if c.Backward {
+		from, to = to, from
+	}
+	if err := s.eachRun(blockcrypt.Change(from, to, c.Holes).Data); err != nil {
+		return err
+	}
+	s.Is, err = c.journal.sign(s.data())
+	return err
+}
+
+// writeRecord puts the head before the data, twice.
+func (c *converter) writeRecord(s *step) error {
+	block, err := c.journal.encode(kindHead, s.head)
+	if err != nil {
+		return err
+	}
+	copy(s.record, block)
+	copy(s.record[blockSize:], block)
+	if _, err := c.journal.WriteAt(s.record[:2*blockSize+s.dataSize()], c.journal.record(s.After.Sequence)); err != nil {
+		return fmt.Errorf("write the journal: %w", err)
+	}
+	return nil
+}
+
+func (c *converter) writeMarker(m marker) error {
+	if err := c.journal.writeBlock(c.journal.marker(m.Sequence), kindMarker, m); err != nil {
+		return fmt.Errorf("write the journal: %w", err)
+	}
+	return nil
+}
+
+func (c *converter) syncJournal() error {
+	if err := c.journal.Sync(); err != nil {
+		return fmt.Errorf("make the journal durable: %w", err)
+	}
+	return nil
+}
+
+// plan finds what a step after start takes: runs of data, of no more than a zone
+// together, and the marker once they are done.
+func (c *converter) plan(start marker) (runs []run, after marker, err error) {
+	after = start
+	after.Sequence++
+	room := c.journal.zone
+	const widest = 1 << 30
+	for window := c.journal.zone; len(runs) == 0 && !c.atEnd(after.Position); window = min(2*window, widest) {
+		offset, length := c.window(after.Position, window)
+		extents, err := c.extents(offset, length)
+		if err != nil {
+			return nil, after, fmt.Errorf("map of the holes at offset %d: %w", offset, err)
+		}
+		if c.Backward {
+			runs, after.Position = takeLast(extents, room)
+		} else {
+			runs, after.Position = takeFirst(extents, room)
+		}
+	}
+	return runs, after, nil
+}
+
+// atEnd tells whether nothing lies ahead of a position.
+func (c *converter) atEnd(position int64) bool {
+	if c.Backward {
+		return position == 0
+	}
+	return position == c.Disk.Size()
+}
+
+// window is what lies ahead of a position, up to some size.
+func (c *converter) window(position, size int64) (offset, length int64) {
+	if c.Backward {
+		offset = max(position-size, 0)
+		return offset, position - offset
+	}
+	return position, min(size, c.Disk.Size()-position)
+}
+
+// extents maps a part of the disk. With Fill, all of it is data.
+func (c *converter) extents(offset, length int64) ([]image.Extent, error) {
+	if c.Holes == blockcrypt.Fill {
+		return []image.Extent{{Offset: offset, Length: length}}, nil
+	}
+	return image.Runs(c.Disk, offset, length)
+}
+
+// takeFirst takes the data at the start of a map, as far as there is room, and
+// says where it stopped.
+func takeFirst(extents []image.Extent, room int64) (runs []run, position int64) {
+	for _, e := range extents {
+		position = e.Offset + e.Length
+		if e.Hole {
+			continue
+		}
+		end := min(position, e.Offset+room)
+		if len(runs) == maxRuns {
+			end = e.Offset
+		}
+		if e.Offset < end {
+			runs, room = append(runs, run{e.Offset, end - e.Offset}), room-(end-e.Offset)
+		}
+		if end < position {
+			return runs, end
+		}
+	}
+	return runs, position
+}
+
+// takeLast takes the data at the end of a map, likewise.
+func takeLast(extents []image.Extent, room int64) (runs []run, position int64) {
+	for _, e := range slices.Backward(extents) {
+		position = e.Offset
+		if e.Hole {
+			continue
+		}
+		end := e.Offset + e.Length
+		start := max(position, (end-room+blockSize-1)/blockSize*blockSize)
+		if len(runs) == maxRuns {
+			start = end
+		}
+		if start < end {
+			runs, room = append(runs, run{start, end - start}), room-(end-start)
+		}
+		if start > position {
+			position = start
+			break
+		}
+	}
+	slices.Reverse(runs)
+	return runs, position
+}
