@@ -29,6 +29,7 @@ type section struct {
 
 // sections are in the order in which they are measured.
 var sections = []section{
+	{"kernels", []string{"gcc"}, measureKernels},
 	{"files", []string{"qemu-img", "cp", "sync"}, measureFiles},
 }
 
@@ -47,13 +48,13 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := measure(ctx, max(*rounds, 1), flag.Args()); err != nil {
+	if err := measureAll(ctx, max(*rounds, 1), flag.Args()); err != nil {
 		log.Fatal(err)
 	}
 }
 
-// measure measures the named sections, or all, and documents each.
-func measure(ctx context.Context, rounds int, names []string) error {
+// measureAll measures the named sections, or all, and documents each.
+func measureAll(ctx context.Context, rounds int, names []string) error {
 	for _, name := range names {
 		if !slices.ContainsFunc(sections, func(s section) bool { return s.name == name }) {
 			return fmt.Errorf("there is no section %q", name)
