@@ -46,6 +46,7 @@ test:
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'AtOnce|Unserved|Interrupted|OneDisk' ./cmd/vmcrypt
 	go test -count=1 -tags purego ./blockcrypt
 	[ "$$(go env GOARCH)" != amd64 ] || GOARCH=arm64 go test -count=1 -exec qemu-aarch64-static -timeout=15m ./blockcrypt
+	[ "$$(go env GOARCH)" != amd64 ] || scripts/avx512.sh
 	VMCRYPT_TEST_LONG=1 go test -count=1 -timeout=20m ./...
 
 lint: bin/golangci-lint
