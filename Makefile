@@ -63,5 +63,5 @@ fuzz:
 	scripts/fuzz.sh $(FUZZTIME) $(PKG)
 
 bench: build
-	scripts/setup.sh qemu-utils
+	scripts/setup.sh gcc libc6-dev libssl-dev qemu-utils
 	go run ./internal/performance $(SECTION)

@@ -109,7 +109,7 @@ var columns = []struct{ header, what string }{
 
 // speedTable has a row for each who and sector size, and those of the loops.
 func (b *kernelBench) speedTable() table {
-	t := table{title: fmt.Sprintf("GB/s, and of %s:", b.openSSL.version), header: []string{"", "sectors"}}
+	t := table{title: fmt.Sprintf("GB/s, compared with %s:", b.openSSL.version), header: []string{"", "sectors"}}
 	for _, c := range columns {
 		t.header = append(t.header, c.header)
 	}
