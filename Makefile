@@ -22,7 +22,7 @@ PKG := ./...
 FUZZTIME := 2m
 
 # Packages with goroutines of their own, or that hand memory to the kernel.
-RACE := ./blockcrypt ./image ./internal/kmipwire ./internal/secret ./kek ./kms
+RACE := ./blockcrypt ./image ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms
 
 .PHONY: help build demo test lint generate fuzz bench
 
