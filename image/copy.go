@@ -12,9 +12,9 @@ import (
 const (
 	// copyPiece is what one worker moves at a time, in bytes.
 	copyPiece = 1 << 20
-	// copyWindow bounds the map of holes that is held in memory. It is a
-	// multiple of copyAlign.
-	copyWindow = 1 << 30
+	// copyWindow bounds the map of holes that is held in memory, to a few MiB
+	// for holes everywhere. It is a multiple of copyAlign.
+	copyWindow = 256 << 20
 	// copyAlign is what the borders of data and holes are rounded to: whole
 	// crypto sectors of every size, and what direct transfers ask for.
 	copyAlign = 4096
@@ -114,7 +114,8 @@ func (c *copier) plan(ctx context.Context) error {
 }
 
 // window maps the data and the holes from offset to end, and reserves the space
-// for the data all at once: file systems stop for that.
+// for the data that goes past the page cache all at once: file systems stop for
+// that.
 func (c *copier) window(offset, end int64) ([]Extent, error) {
 	var extents []Extent
 	if !c.transform.Holes {
@@ -128,7 +129,7 @@ func (c *copier) window(offset, end int64) ([]Extent, error) {
 		allocate(offset, length int64) error
 	})
 	for _, run := range runs {
-		if !ok || run.Hole {
+		if !ok || run.Hole || run.Length < directLeast {
 			continue
 		}
 		if err := file.allocate(run.Offset, run.Length); err != nil {

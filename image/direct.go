@@ -57,7 +57,7 @@ func (d *direct) ReadAt(p []byte, offset int64) (int, error) {
 	if err := d.within(offset, int64(len(p))); err != nil {
 		return 0, err
 	}
-	if d.cached(offset, len(p)) {
+	if len(p) < directLeast || d.cached(offset, len(p)) {
 		return d.File.ReadAt(p, offset)
 	}
 	return d.transfer(p, offset, d.past.ReadAt, d.File.ReadAt)
