@@ -41,24 +41,32 @@ func (c *Cipher) SectorSize() int { return c.sectorSize }
 // to dst. Both have the same length, a multiple of the sector size, and are the
 // same memory or do not overlap. Nothing is written if it fails.
 func (c *Cipher) Encrypt(dst, src []byte, offset int64) error {
-	if err := c.check(dst, src, offset); err != nil {
-		return fmt.Errorf("encrypt: %w", err)
+	if !c.fit(dst, src, offset) {
+		return fmt.Errorf("encrypt: %w", c.fault(dst, src, offset))
 	}
-	c.keyed.encrypt(dst, src, uint64(offset/tweakUnit))
+	c.keyed.encrypt(dst, src, uint64(offset)/tweakUnit)
 	return nil
 }
 
 // Decrypt is the inverse of Encrypt.
 func (c *Cipher) Decrypt(dst, src []byte, offset int64) error {
-	if err := c.check(dst, src, offset); err != nil {
-		return fmt.Errorf("decrypt: %w", err)
+	if !c.fit(dst, src, offset) {
+		return fmt.Errorf("decrypt: %w", c.fault(dst, src, offset))
 	}
-	c.keyed.decrypt(dst, src, uint64(offset/tweakUnit))
+	c.keyed.decrypt(dst, src, uint64(offset)/tweakUnit)
 	return nil
 }
 
-// check finds what is wrong with a call.
-func (c *Cipher) check(dst, src []byte, offset int64) error {
+// fit reports whether nothing is wrong with a call. It is quick, and inlined, as
+// that counts where calls are for single sectors.
+func (c *Cipher) fit(dst, src []byte, offset int64) bool {
+	n, from := uint64(len(src)), uint64(offset)
+	return c.keyed != nil && len(dst) == len(src) && (n|from)&uint64(c.sectorSize-1) == 0 &&
+		from <= MaxDiskSize-n && !overlap(dst, src)
+}
+
+// fault says what is wrong with a call.
+func (c *Cipher) fault(dst, src []byte, offset int64) error {
 	switch size := int64(c.sectorSize); {
 	case c.keyed == nil:
 		return errors.New("the key is wiped")
@@ -66,19 +74,17 @@ func (c *Cipher) check(dst, src []byte, offset int64) error {
 		return fmt.Errorf("%d bytes do not fit %d", len(src), len(dst))
 	case int64(len(src))%size != 0 || offset%size != 0:
 		return fmt.Errorf("%d bytes at %d are not whole sectors of %d bytes", len(src), offset, size)
-	case offset < 0 || offset > MaxDiskSize-int64(len(src)):
-		return fmt.Errorf("%d bytes at %d lie outside of 256 TiB", len(src), offset)
 	case overlap(dst, src):
 		return errors.New("source and destination overlap")
 	}
-	return nil
+	return fmt.Errorf("%d bytes at %d lie outside of 256 TiB", len(src), offset)
 }
 
 // overlap reports whether a and b, of equal length, share memory without being
 // the same.
 func overlap(a, b []byte) bool {
-	at, bt := uintptr(unsafe.Pointer(unsafe.SliceData(a))), uintptr(unsafe.Pointer(unsafe.SliceData(b)))
-	return at != bt && at < bt+uintptr(len(b)) && bt < at+uintptr(len(a))
+	apart := uintptr(unsafe.Pointer(unsafe.SliceData(a))) - uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+	return apart != 0 && (apart < uintptr(len(a)) || -apart < uintptr(len(a)))
 }
 
 // Wipe overwrites the key schedule. Encrypt and Decrypt fail from then on.

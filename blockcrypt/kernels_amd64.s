@@ -16,7 +16,63 @@ DATA shiftsLeft<>+32(SB)/8, $0x0000000000000002
 DATA shiftsLeft<>+40(SB)/8, $0x0000000000000002
 DATA shiftsLeft<>+48(SB)/8, $0x0000000000000003
 DATA shiftsLeft<>+56(SB)/8, $0x0000000000000003
-GLOBL shiftsLeft<>(SB), RODATA|NOPTR, $64
+DATA shiftsLeft<>+64(SB)/8, $0x0000000000000004
+DATA shiftsLeft<>+72(SB)/8, $0x0000000000000004
+DATA shiftsLeft<>+80(SB)/8, $0x0000000000000005
+DATA shiftsLeft<>+88(SB)/8, $0x0000000000000005
+DATA shiftsLeft<>+96(SB)/8, $0x0000000000000006
+DATA shiftsLeft<>+104(SB)/8, $0x0000000000000006
+DATA shiftsLeft<>+112(SB)/8, $0x0000000000000007
+DATA shiftsLeft<>+120(SB)/8, $0x0000000000000007
+DATA shiftsLeft<>+128(SB)/8, $0x0000000000000008
+DATA shiftsLeft<>+136(SB)/8, $0x0000000000000008
+DATA shiftsLeft<>+144(SB)/8, $0x0000000000000009
+DATA shiftsLeft<>+152(SB)/8, $0x0000000000000009
+DATA shiftsLeft<>+160(SB)/8, $0x000000000000000a
+DATA shiftsLeft<>+168(SB)/8, $0x000000000000000a
+DATA shiftsLeft<>+176(SB)/8, $0x000000000000000b
+DATA shiftsLeft<>+184(SB)/8, $0x000000000000000b
+DATA shiftsLeft<>+192(SB)/8, $0x000000000000000c
+DATA shiftsLeft<>+200(SB)/8, $0x000000000000000c
+DATA shiftsLeft<>+208(SB)/8, $0x000000000000000d
+DATA shiftsLeft<>+216(SB)/8, $0x000000000000000d
+DATA shiftsLeft<>+224(SB)/8, $0x000000000000000e
+DATA shiftsLeft<>+232(SB)/8, $0x000000000000000e
+DATA shiftsLeft<>+240(SB)/8, $0x000000000000000f
+DATA shiftsLeft<>+248(SB)/8, $0x000000000000000f
+DATA shiftsLeft<>+256(SB)/8, $0x0000000000000010
+DATA shiftsLeft<>+264(SB)/8, $0x0000000000000010
+DATA shiftsLeft<>+272(SB)/8, $0x0000000000000011
+DATA shiftsLeft<>+280(SB)/8, $0x0000000000000011
+DATA shiftsLeft<>+288(SB)/8, $0x0000000000000012
+DATA shiftsLeft<>+296(SB)/8, $0x0000000000000012
+DATA shiftsLeft<>+304(SB)/8, $0x0000000000000013
+DATA shiftsLeft<>+312(SB)/8, $0x0000000000000013
+DATA shiftsLeft<>+320(SB)/8, $0x0000000000000014
+DATA shiftsLeft<>+328(SB)/8, $0x0000000000000014
+DATA shiftsLeft<>+336(SB)/8, $0x0000000000000015
+DATA shiftsLeft<>+344(SB)/8, $0x0000000000000015
+DATA shiftsLeft<>+352(SB)/8, $0x0000000000000016
+DATA shiftsLeft<>+360(SB)/8, $0x0000000000000016
+DATA shiftsLeft<>+368(SB)/8, $0x0000000000000017
+DATA shiftsLeft<>+376(SB)/8, $0x0000000000000017
+DATA shiftsLeft<>+384(SB)/8, $0x0000000000000018
+DATA shiftsLeft<>+392(SB)/8, $0x0000000000000018
+DATA shiftsLeft<>+400(SB)/8, $0x0000000000000019
+DATA shiftsLeft<>+408(SB)/8, $0x0000000000000019
+DATA shiftsLeft<>+416(SB)/8, $0x000000000000001a
+DATA shiftsLeft<>+424(SB)/8, $0x000000000000001a
+DATA shiftsLeft<>+432(SB)/8, $0x000000000000001b
+DATA shiftsLeft<>+440(SB)/8, $0x000000000000001b
+DATA shiftsLeft<>+448(SB)/8, $0x000000000000001c
+DATA shiftsLeft<>+456(SB)/8, $0x000000000000001c
+DATA shiftsLeft<>+464(SB)/8, $0x000000000000001d
+DATA shiftsLeft<>+472(SB)/8, $0x000000000000001d
+DATA shiftsLeft<>+480(SB)/8, $0x000000000000001e
+DATA shiftsLeft<>+488(SB)/8, $0x000000000000001e
+DATA shiftsLeft<>+496(SB)/8, $0x000000000000001f
+DATA shiftsLeft<>+504(SB)/8, $0x000000000000001f
+GLOBL shiftsLeft<>(SB), RODATA|NOPTR, $512
 
 DATA shiftsRight<>+0(SB)/8, $0x0000000000000040
 DATA shiftsRight<>+8(SB)/8, $0x0000000000000040
@@ -26,7 +82,63 @@ DATA shiftsRight<>+32(SB)/8, $0x000000000000003e
 DATA shiftsRight<>+40(SB)/8, $0x000000000000003e
 DATA shiftsRight<>+48(SB)/8, $0x000000000000003d
 DATA shiftsRight<>+56(SB)/8, $0x000000000000003d
-GLOBL shiftsRight<>(SB), RODATA|NOPTR, $64
+DATA shiftsRight<>+64(SB)/8, $0x000000000000003c
+DATA shiftsRight<>+72(SB)/8, $0x000000000000003c
+DATA shiftsRight<>+80(SB)/8, $0x000000000000003b
+DATA shiftsRight<>+88(SB)/8, $0x000000000000003b
+DATA shiftsRight<>+96(SB)/8, $0x000000000000003a
+DATA shiftsRight<>+104(SB)/8, $0x000000000000003a
+DATA shiftsRight<>+112(SB)/8, $0x0000000000000039
+DATA shiftsRight<>+120(SB)/8, $0x0000000000000039
+DATA shiftsRight<>+128(SB)/8, $0x0000000000000038
+DATA shiftsRight<>+136(SB)/8, $0x0000000000000038
+DATA shiftsRight<>+144(SB)/8, $0x0000000000000037
+DATA shiftsRight<>+152(SB)/8, $0x0000000000000037
+DATA shiftsRight<>+160(SB)/8, $0x0000000000000036
+DATA shiftsRight<>+168(SB)/8, $0x0000000000000036
+DATA shiftsRight<>+176(SB)/8, $0x0000000000000035
+DATA shiftsRight<>+184(SB)/8, $0x0000000000000035
+DATA shiftsRight<>+192(SB)/8, $0x0000000000000034
+DATA shiftsRight<>+200(SB)/8, $0x0000000000000034
+DATA shiftsRight<>+208(SB)/8, $0x0000000000000033
+DATA shiftsRight<>+216(SB)/8, $0x0000000000000033
+DATA shiftsRight<>+224(SB)/8, $0x0000000000000032
+DATA shiftsRight<>+232(SB)/8, $0x0000000000000032
+DATA shiftsRight<>+240(SB)/8, $0x0000000000000031
+DATA shiftsRight<>+248(SB)/8, $0x0000000000000031
+DATA shiftsRight<>+256(SB)/8, $0x0000000000000030
+DATA shiftsRight<>+264(SB)/8, $0x0000000000000030
+DATA shiftsRight<>+272(SB)/8, $0x000000000000002f
+DATA shiftsRight<>+280(SB)/8, $0x000000000000002f
+DATA shiftsRight<>+288(SB)/8, $0x000000000000002e
+DATA shiftsRight<>+296(SB)/8, $0x000000000000002e
+DATA shiftsRight<>+304(SB)/8, $0x000000000000002d
+DATA shiftsRight<>+312(SB)/8, $0x000000000000002d
+DATA shiftsRight<>+320(SB)/8, $0x000000000000002c
+DATA shiftsRight<>+328(SB)/8, $0x000000000000002c
+DATA shiftsRight<>+336(SB)/8, $0x000000000000002b
+DATA shiftsRight<>+344(SB)/8, $0x000000000000002b
+DATA shiftsRight<>+352(SB)/8, $0x000000000000002a
+DATA shiftsRight<>+360(SB)/8, $0x000000000000002a
+DATA shiftsRight<>+368(SB)/8, $0x0000000000000029
+DATA shiftsRight<>+376(SB)/8, $0x0000000000000029
+DATA shiftsRight<>+384(SB)/8, $0x0000000000000028
+DATA shiftsRight<>+392(SB)/8, $0x0000000000000028
+DATA shiftsRight<>+400(SB)/8, $0x0000000000000027
+DATA shiftsRight<>+408(SB)/8, $0x0000000000000027
+DATA shiftsRight<>+416(SB)/8, $0x0000000000000026
+DATA shiftsRight<>+424(SB)/8, $0x0000000000000026
+DATA shiftsRight<>+432(SB)/8, $0x0000000000000025
+DATA shiftsRight<>+440(SB)/8, $0x0000000000000025
+DATA shiftsRight<>+448(SB)/8, $0x0000000000000024
+DATA shiftsRight<>+456(SB)/8, $0x0000000000000024
+DATA shiftsRight<>+464(SB)/8, $0x0000000000000023
+DATA shiftsRight<>+472(SB)/8, $0x0000000000000023
+DATA shiftsRight<>+480(SB)/8, $0x0000000000000022
+DATA shiftsRight<>+488(SB)/8, $0x0000000000000022
+DATA shiftsRight<>+496(SB)/8, $0x0000000000000021
+DATA shiftsRight<>+504(SB)/8, $0x0000000000000021
+GLOBL shiftsRight<>(SB), RODATA|NOPTR, $512
 
 // func expandKey(key *[32]byte, schedule *[240]byte)
 // Requires: AES, SSE2
@@ -239,75 +351,76 @@ TEXT ·invertKey(SB), NOSPLIT, $0-16
 
 // func encryptAVX512(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
 // Requires: AES, AVX, AVX2, AVX512BW, AVX512F, MMX+, VAES, VPCLMULQDQ
-TEXT ·encryptAVX512(SB), $2720-48
-	LEAQ            63(SP), R9
-	ANDQ            $-64, R9
-	LEAQ            512(R9), R10
-	LEAQ            512(R10), R14
-	LEAQ            512(R14), R8
-	MOVQ            schedule+0(FP), AX
-	MOVQ            tweak+40(FP), R11
-	MOVQ            sectorSize+32(FP), BX
-	MOVQ            length+24(FP), CX
-	MOVQ            BX, R12
-	SHRQ            $0x09, R12
-	VMOVQ           R11, X1
-	ADDQ            R12, R11
-	VMOVQ           R11, X15
-	VINSERTI128     $0x01, X15, Y1, Y1
-	ADDQ            R12, R11
-	VMOVQ           R11, X15
-	ADDQ            R12, R11
-	VMOVQ           R11, X2
-	VINSERTI128     $0x01, X2, Y15, Y15
-	VINSERTI64X4    $0x01, Y15, Z1, Z1
-	MOVQ            R12, R11
-	SHLQ            $0x02, R11
-	VMOVQ           R11, X2
-	VMOVQ           R11, X15
-	VINSERTI128     $0x01, X15, Y2, Y2
-	VINSERTI64X4    $0x01, Y2, Z2, Z2
-	SHLQ            $0x02, BX
-	MOVQ            R8, DX
-	VBROADCASTI32X4 480(AX), Z12
-	VPXORQ          Z1, Z12, Z12
-	VBROADCASTI32X4 496(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 512(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 528(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 544(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 560(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 576(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 592(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 608(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 624(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 640(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 656(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 672(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 688(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 704(AX), Z8
-	VAESENCLAST     Z8, Z12, Z12
-	VMOVDQU64       Z12, (DX)
-	SUBQ            BX, CX
-	JLS             tweaked
+TEXT ·encryptAVX512(SB), $2736-48
+	LEAQ         63(SP), R9
+	ANDQ         $-64, R9
+	LEAQ         512(R9), R10
+	LEAQ         512(R10), R14
+	LEAQ         512(R14), R8
+	MOVQ         schedule+0(FP), AX
+	MOVQ         tweak+40(FP), R11
+	VMOVQ        R11, X12
+	VMOVDQU      480(AX), X8
+	VPXOR        X8, X12, X12
+	VMOVDQU      496(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      512(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      528(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      544(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      560(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      576(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      592(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      608(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      624(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      640(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      656(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      672(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      688(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      704(AX), X8
+	VAESENCLAST  X8, X12, X12
+	VMOVDQU      X12, (R8)
+	MOVQ         sectorSize+32(FP), BX
+	MOVQ         length+24(FP), CX
+	SUBQ         BX, CX
+	JEQ          tweaked
+	MOVQ         BX, R12
+	SHRQ         $0x09, R12
+	ADDQ         R12, R11
+	VMOVQ        R11, X1
+	ADDQ         R12, R11
+	VMOVQ        R11, X15
+	VINSERTI128  $0x01, X15, Y1, Y1
+	ADDQ         R12, R11
+	VMOVQ        R11, X15
+	ADDQ         R12, R11
+	VMOVQ        R11, X2
+	VINSERTI128  $0x01, X2, Y15, Y15
+	VINSERTI64X4 $0x01, Y15, Z1, Z1
+	MOVQ         R12, R11
+	SHLQ         $0x02, R11
+	VMOVQ        R11, X2
+	VMOVQ        R11, X15
+	VINSERTI128  $0x01, X15, Y2, Y2
+	VINSERTI64X4 $0x01, Y2, Z2, Z2
+	SHLQ         $0x02, BX
+	LEAQ         16(R8), DX
 
 tweaks:
-	VPADDQ          Z2, Z1, Z1
-	ADDQ            $0x00000040, DX
-	VBROADCASTI32X4 480(AX), Z0
-	VPXORQ          Z1, Z0, Z0
+	VMOVDQU64       Z1, Z0
+	VBROADCASTI32X4 480(AX), Z8
+	VPXORQ          Z8, Z0, Z0
 	VBROADCASTI32X4 496(AX), Z9
 	VAESENC         Z9, Z0, Z0
 	VBROADCASTI32X4 512(AX), Z8
@@ -337,6 +450,8 @@ tweaks:
 	VBROADCASTI32X4 704(AX), Z8
 	VAESENCLAST     Z8, Z0, Z0
 	VMOVDQU64       Z0, (DX)
+	VPADDQ          Z2, Z1, Z1
+	ADDQ            $0x00000040, DX
 	SUBQ            BX, CX
 	JHI             tweaks
 
@@ -351,14 +466,14 @@ tweaked:
 	SHRQ            $0x09, BX
 	MOVQ            BX, DX
 	VBROADCASTI32X4 polynomials<>+0(SB), Z11
-	VSHUFI32X4      $0x00, Z12, Z12, Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	ADDQ            $0x10, R8
+	VSHUFI32X4      $0x00, Z12, Z12, Z8
+	VPSRLVQ         shiftsRight<>+0(SB), Z8, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z8, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
 	VPXORQ          Z13, Z15, Z10
-	ADDQ            $0x10, R8
 	VMOVDQU64       Z10, (R9)
 	VMOVDQU64       (SI), Z0
 	VPXORQ          Z10, Z0, Z0
@@ -383,8 +498,8 @@ tweaked:
 	VMOVDQU64       Z15, 384(R9)
 	VMOVDQU64       384(SI), Z6
 	VPXORQ          Z15, Z6, Z6
-	VPSRLQ          $0x3c, Z10, Z13
-	VPSLLQ          $0x04, Z10, Z15
+	VPSRLVQ         shiftsRight<>+64(SB), Z8, Z13
+	VPSLLVQ         shiftsLeft<>+64(SB), Z8, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -433,9 +548,9 @@ tweaked:
 	JMP             firstDone
 
 firstSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -493,9 +608,9 @@ firstDone:
 	JMP        secondDone
 
 secondSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -712,9 +827,9 @@ chunk:
 	JMP             thirdDone
 
 thirdSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -999,80 +1114,97 @@ block:
 	JNE         sector
 
 done:
-	VZEROALL
+	VPXOR X0, X0, X0
+	VPXOR X1, X1, X1
+	VPXOR X2, X2, X2
+	VPXOR X3, X3, X3
+	VPXOR X4, X4, X4
+	VPXOR X5, X5, X5
+	VPXOR X6, X6, X6
+	VPXOR X7, X7, X7
+	VPXOR X8, X8, X8
+	VPXOR X9, X9, X9
+	VPXOR X10, X10, X10
+	VPXOR X11, X11, X11
+	VPXOR X12, X12, X12
+	VPXOR X13, X13, X13
+	VPXOR X14, X14, X14
+	VPXOR X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func decryptAVX512(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
 // Requires: AES, AVX, AVX2, AVX512BW, AVX512F, MMX+, VAES, VPCLMULQDQ
-TEXT ·decryptAVX512(SB), $2720-48
-	LEAQ            63(SP), R9
-	ANDQ            $-64, R9
-	LEAQ            512(R9), R10
-	LEAQ            512(R10), R14
-	LEAQ            512(R14), R8
-	MOVQ            schedule+0(FP), AX
-	MOVQ            tweak+40(FP), R11
-	MOVQ            sectorSize+32(FP), BX
-	MOVQ            length+24(FP), CX
-	MOVQ            BX, R12
-	SHRQ            $0x09, R12
-	VMOVQ           R11, X1
-	ADDQ            R12, R11
-	VMOVQ           R11, X15
-	VINSERTI128     $0x01, X15, Y1, Y1
-	ADDQ            R12, R11
-	VMOVQ           R11, X15
-	ADDQ            R12, R11
-	VMOVQ           R11, X2
-	VINSERTI128     $0x01, X2, Y15, Y15
-	VINSERTI64X4    $0x01, Y15, Z1, Z1
-	MOVQ            R12, R11
-	SHLQ            $0x02, R11
-	VMOVQ           R11, X2
-	VMOVQ           R11, X15
-	VINSERTI128     $0x01, X15, Y2, Y2
-	VINSERTI64X4    $0x01, Y2, Z2, Z2
-	SHLQ            $0x02, BX
-	MOVQ            R8, DX
-	VBROADCASTI32X4 480(AX), Z12
-	VPXORQ          Z1, Z12, Z12
-	VBROADCASTI32X4 496(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 512(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 528(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 544(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 560(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 576(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 592(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 608(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 624(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 640(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 656(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 672(AX), Z8
-	VAESENC         Z8, Z12, Z12
-	VBROADCASTI32X4 688(AX), Z9
-	VAESENC         Z9, Z12, Z12
-	VBROADCASTI32X4 704(AX), Z8
-	VAESENCLAST     Z8, Z12, Z12
-	VMOVDQU64       Z12, (DX)
-	SUBQ            BX, CX
-	JLS             tweaked
+TEXT ·decryptAVX512(SB), $2736-48
+	LEAQ         63(SP), R9
+	ANDQ         $-64, R9
+	LEAQ         512(R9), R10
+	LEAQ         512(R10), R14
+	LEAQ         512(R14), R8
+	MOVQ         schedule+0(FP), AX
+	MOVQ         tweak+40(FP), R11
+	VMOVQ        R11, X12
+	VMOVDQU      480(AX), X8
+	VPXOR        X8, X12, X12
+	VMOVDQU      496(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      512(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      528(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      544(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      560(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      576(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      592(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      608(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      624(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      640(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      656(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      672(AX), X8
+	VAESENC      X8, X12, X12
+	VMOVDQU      688(AX), X9
+	VAESENC      X9, X12, X12
+	VMOVDQU      704(AX), X8
+	VAESENCLAST  X8, X12, X12
+	VMOVDQU      X12, (R8)
+	MOVQ         sectorSize+32(FP), BX
+	MOVQ         length+24(FP), CX
+	SUBQ         BX, CX
+	JEQ          tweaked
+	MOVQ         BX, R12
+	SHRQ         $0x09, R12
+	ADDQ         R12, R11
+	VMOVQ        R11, X1
+	ADDQ         R12, R11
+	VMOVQ        R11, X15
+	VINSERTI128  $0x01, X15, Y1, Y1
+	ADDQ         R12, R11
+	VMOVQ        R11, X15
+	ADDQ         R12, R11
+	VMOVQ        R11, X2
+	VINSERTI128  $0x01, X2, Y15, Y15
+	VINSERTI64X4 $0x01, Y15, Z1, Z1
+	MOVQ         R12, R11
+	SHLQ         $0x02, R11
+	VMOVQ        R11, X2
+	VMOVQ        R11, X15
+	VINSERTI128  $0x01, X15, Y2, Y2
+	VINSERTI64X4 $0x01, Y2, Z2, Z2
+	SHLQ         $0x02, BX
+	LEAQ         16(R8), DX
 
 tweaks:
-	VPADDQ          Z2, Z1, Z1
-	ADDQ            $0x00000040, DX
-	VBROADCASTI32X4 480(AX), Z0
-	VPXORQ          Z1, Z0, Z0
+	VMOVDQU64       Z1, Z0
+	VBROADCASTI32X4 480(AX), Z8
+	VPXORQ          Z8, Z0, Z0
 	VBROADCASTI32X4 496(AX), Z9
 	VAESENC         Z9, Z0, Z0
 	VBROADCASTI32X4 512(AX), Z8
@@ -1102,6 +1234,8 @@ tweaks:
 	VBROADCASTI32X4 704(AX), Z8
 	VAESENCLAST     Z8, Z0, Z0
 	VMOVDQU64       Z0, (DX)
+	VPADDQ          Z2, Z1, Z1
+	ADDQ            $0x00000040, DX
 	SUBQ            BX, CX
 	JHI             tweaks
 
@@ -1116,14 +1250,14 @@ tweaked:
 	SHRQ            $0x09, BX
 	MOVQ            BX, DX
 	VBROADCASTI32X4 polynomials<>+0(SB), Z11
-	VSHUFI32X4      $0x00, Z12, Z12, Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	ADDQ            $0x10, R8
+	VSHUFI32X4      $0x00, Z12, Z12, Z8
+	VPSRLVQ         shiftsRight<>+0(SB), Z8, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z8, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
 	VPXORQ          Z13, Z15, Z10
-	ADDQ            $0x10, R8
 	VMOVDQU64       Z10, (R9)
 	VMOVDQU64       (SI), Z0
 	VPXORQ          Z10, Z0, Z0
@@ -1148,8 +1282,8 @@ tweaked:
 	VMOVDQU64       Z15, 384(R9)
 	VMOVDQU64       384(SI), Z6
 	VPXORQ          Z15, Z6, Z6
-	VPSRLQ          $0x3c, Z10, Z13
-	VPSLLQ          $0x04, Z10, Z15
+	VPSRLVQ         shiftsRight<>+64(SB), Z8, Z13
+	VPSLLVQ         shiftsLeft<>+64(SB), Z8, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -1198,9 +1332,9 @@ tweaked:
 	JMP             firstDone
 
 firstSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -1258,9 +1392,9 @@ firstDone:
 	JMP        secondDone
 
 secondSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -1477,9 +1611,9 @@ chunk:
 	JMP             thirdDone
 
 thirdSector:
-	VBROADCASTI32X4 (R8), Z15
-	VPSRLVQ         shiftsRight<>+0(SB), Z15, Z13
-	VPSLLVQ         shiftsLeft<>+0(SB), Z15, Z15
+	VBROADCASTI32X4 (R8), Z12
+	VPSRLVQ         shiftsRight<>+0(SB), Z12, Z13
+	VPSLLVQ         shiftsLeft<>+0(SB), Z12, Z15
 	VPCLMULQDQ      $0x01, Z11, Z13, Z14
 	VPSLLDQ         $0x08, Z13, Z13
 	VPXORQ          Z14, Z15, Z15
@@ -1764,72 +1898,89 @@ block:
 	JNE         sector
 
 done:
-	VZEROALL
+	VPXOR X0, X0, X0
+	VPXOR X1, X1, X1
+	VPXOR X2, X2, X2
+	VPXOR X3, X3, X3
+	VPXOR X4, X4, X4
+	VPXOR X5, X5, X5
+	VPXOR X6, X6, X6
+	VPXOR X7, X7, X7
+	VPXOR X8, X8, X8
+	VPXOR X9, X9, X9
+	VPXOR X10, X10, X10
+	VPXOR X11, X11, X11
+	VPXOR X12, X12, X12
+	VPXOR X13, X13, X13
+	VPXOR X14, X14, X14
+	VPXOR X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func encryptAVX2(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
 // Requires: AES, AVX, AVX2, MMX+, VAES, VPCLMULQDQ
-TEXT ·encryptAVX2(SB), $1920-48
-	LEAQ           63(SP), R9
-	ANDQ           $-64, R9
-	LEAQ           256(R9), R10
-	LEAQ           256(R10), R14
-	LEAQ           256(R14), R8
-	MOVQ           schedule+0(FP), AX
-	MOVQ           tweak+40(FP), R11
-	MOVQ           sectorSize+32(FP), BX
-	MOVQ           length+24(FP), CX
-	MOVQ           BX, R12
-	SHRQ           $0x09, R12
-	VMOVQ          R11, X1
-	ADDQ           R12, R11
-	VMOVQ          R11, X15
-	VINSERTI128    $0x01, X15, Y1, Y1
-	LEAQ           (R12)(R12*1), R11
-	VMOVQ          R11, X2
-	VMOVQ          R11, X15
-	VINSERTI128    $0x01, X15, Y2, Y2
-	SHLQ           $0x01, BX
-	MOVQ           R8, DX
-	VBROADCASTI128 480(AX), Y12
-	VPXOR          Y1, Y12, Y12
-	VBROADCASTI128 496(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 512(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 528(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 544(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 560(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 576(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 592(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 608(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 624(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 640(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 656(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 672(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 688(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 704(AX), Y8
-	VAESENCLAST    Y8, Y12, Y12
-	VMOVDQU        Y12, (DX)
-	SUBQ           BX, CX
-	JLS            tweaked
+TEXT ·encryptAVX2(SB), $1936-48
+	LEAQ        63(SP), R9
+	ANDQ        $-64, R9
+	LEAQ        256(R9), R10
+	LEAQ        256(R10), R14
+	LEAQ        256(R14), R8
+	MOVQ        schedule+0(FP), AX
+	MOVQ        tweak+40(FP), R11
+	VMOVQ       R11, X12
+	VMOVDQU     480(AX), X8
+	VPXOR       X8, X12, X12
+	VMOVDQU     496(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     512(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     528(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     544(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     560(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     576(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     592(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     608(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     624(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     640(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     656(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     672(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     688(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     704(AX), X8
+	VAESENCLAST X8, X12, X12
+	VMOVDQU     X12, (R8)
+	MOVQ        sectorSize+32(FP), BX
+	MOVQ        length+24(FP), CX
+	SUBQ        BX, CX
+	JEQ         tweaked
+	MOVQ        BX, R12
+	SHRQ        $0x09, R12
+	ADDQ        R12, R11
+	VMOVQ       R11, X1
+	ADDQ        R12, R11
+	VMOVQ       R11, X15
+	VINSERTI128 $0x01, X15, Y1, Y1
+	LEAQ        (R12)(R12*1), R11
+	VMOVQ       R11, X2
+	VMOVQ       R11, X15
+	VINSERTI128 $0x01, X15, Y2, Y2
+	SHLQ        $0x01, BX
+	LEAQ        16(R8), DX
 
 tweaks:
-	VPADDQ         Y2, Y1, Y1
-	ADDQ           $0x00000020, DX
-	VBROADCASTI128 480(AX), Y0
-	VPXOR          Y1, Y0, Y0
+	VMOVDQU        Y1, Y0
+	VBROADCASTI128 480(AX), Y8
+	VPXOR          Y8, Y0, Y0
 	VBROADCASTI128 496(AX), Y9
 	VAESENC        Y9, Y0, Y0
 	VBROADCASTI128 512(AX), Y8
@@ -1859,6 +2010,8 @@ tweaks:
 	VBROADCASTI128 704(AX), Y8
 	VAESENCLAST    Y8, Y0, Y0
 	VMOVDQU        Y0, (DX)
+	VPADDQ         Y2, Y1, Y1
+	ADDQ           $0x00000020, DX
 	SUBQ           BX, CX
 	JHI            tweaks
 
@@ -1873,14 +2026,14 @@ tweaked:
 	SHRQ           $0x08, BX
 	MOVQ           BX, DX
 	VBROADCASTI128 polynomials<>+0(SB), Y11
-	VINSERTI128    $0x01, X12, Y12, Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	ADDQ           $0x10, R8
+	VINSERTI128    $0x01, X12, Y12, Y8
+	VPSRLVQ        shiftsRight<>+0(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
 	VPXOR          Y13, Y15, Y10
-	ADDQ           $0x10, R8
 	VMOVDQU        Y10, (R9)
 	VMOVDQU        (SI), Y0
 	VPXOR          Y10, Y0, Y0
@@ -1891,8 +2044,8 @@ tweaked:
 	VMOVDQU        Y15, 128(R9)
 	VMOVDQU        128(SI), Y4
 	VPXOR          Y15, Y4, Y4
-	VPSRLQ         $0x3e, Y10, Y13
-	VPSLLQ         $0x02, Y10, Y15
+	VPSRLVQ        shiftsRight<>+32(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+32(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -1907,8 +2060,8 @@ tweaked:
 	VMOVDQU        Y15, 160(R9)
 	VMOVDQU        160(SI), Y5
 	VPXOR          Y15, Y5, Y5
-	VPSRLQ         $0x3c, Y10, Y13
-	VPSLLQ         $0x04, Y10, Y15
+	VPSRLVQ        shiftsRight<>+64(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+64(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -1923,8 +2076,8 @@ tweaked:
 	VMOVDQU        Y15, 192(R9)
 	VMOVDQU        192(SI), Y6
 	VPXOR          Y15, Y6, Y6
-	VPSRLQ         $0x3a, Y10, Y13
-	VPSLLQ         $0x06, Y10, Y15
+	VPSRLVQ        shiftsRight<>+96(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+96(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -1959,9 +2112,9 @@ tweaked:
 	JMP            firstDone
 
 firstSector:
-	VBROADCASTI128 (R8), Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	VBROADCASTI128 (R8), Y12
+	VPSRLVQ        shiftsRight<>+0(SB), Y12, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y12, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2023,9 +2176,9 @@ firstDone:
 	JMP        secondDone
 
 secondSector:
-	VBROADCASTI128 (R8), Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	VBROADCASTI128 (R8), Y12
+	VPSRLVQ        shiftsRight<>+0(SB), Y12, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y12, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2609,72 +2762,89 @@ block:
 	JNE         sector
 
 done:
-	VZEROALL
+	VPXOR X0, X0, X0
+	VPXOR X1, X1, X1
+	VPXOR X2, X2, X2
+	VPXOR X3, X3, X3
+	VPXOR X4, X4, X4
+	VPXOR X5, X5, X5
+	VPXOR X6, X6, X6
+	VPXOR X7, X7, X7
+	VPXOR X8, X8, X8
+	VPXOR X9, X9, X9
+	VPXOR X10, X10, X10
+	VPXOR X11, X11, X11
+	VPXOR X12, X12, X12
+	VPXOR X13, X13, X13
+	VPXOR X14, X14, X14
+	VPXOR X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func decryptAVX2(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
 // Requires: AES, AVX, AVX2, MMX+, VAES, VPCLMULQDQ
-TEXT ·decryptAVX2(SB), $1920-48
-	LEAQ           63(SP), R9
-	ANDQ           $-64, R9
-	LEAQ           256(R9), R10
-	LEAQ           256(R10), R14
-	LEAQ           256(R14), R8
-	MOVQ           schedule+0(FP), AX
-	MOVQ           tweak+40(FP), R11
-	MOVQ           sectorSize+32(FP), BX
-	MOVQ           length+24(FP), CX
-	MOVQ           BX, R12
-	SHRQ           $0x09, R12
-	VMOVQ          R11, X1
-	ADDQ           R12, R11
-	VMOVQ          R11, X15
-	VINSERTI128    $0x01, X15, Y1, Y1
-	LEAQ           (R12)(R12*1), R11
-	VMOVQ          R11, X2
-	VMOVQ          R11, X15
-	VINSERTI128    $0x01, X15, Y2, Y2
-	SHLQ           $0x01, BX
-	MOVQ           R8, DX
-	VBROADCASTI128 480(AX), Y12
-	VPXOR          Y1, Y12, Y12
-	VBROADCASTI128 496(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 512(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 528(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 544(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 560(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 576(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 592(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 608(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 624(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 640(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 656(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 672(AX), Y8
-	VAESENC        Y8, Y12, Y12
-	VBROADCASTI128 688(AX), Y9
-	VAESENC        Y9, Y12, Y12
-	VBROADCASTI128 704(AX), Y8
-	VAESENCLAST    Y8, Y12, Y12
-	VMOVDQU        Y12, (DX)
-	SUBQ           BX, CX
-	JLS            tweaked
+TEXT ·decryptAVX2(SB), $1936-48
+	LEAQ        63(SP), R9
+	ANDQ        $-64, R9
+	LEAQ        256(R9), R10
+	LEAQ        256(R10), R14
+	LEAQ        256(R14), R8
+	MOVQ        schedule+0(FP), AX
+	MOVQ        tweak+40(FP), R11
+	VMOVQ       R11, X12
+	VMOVDQU     480(AX), X8
+	VPXOR       X8, X12, X12
+	VMOVDQU     496(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     512(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     528(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     544(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     560(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     576(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     592(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     608(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     624(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     640(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     656(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     672(AX), X8
+	VAESENC     X8, X12, X12
+	VMOVDQU     688(AX), X9
+	VAESENC     X9, X12, X12
+	VMOVDQU     704(AX), X8
+	VAESENCLAST X8, X12, X12
+	VMOVDQU     X12, (R8)
+	MOVQ        sectorSize+32(FP), BX
+	MOVQ        length+24(FP), CX
+	SUBQ        BX, CX
+	JEQ         tweaked
+	MOVQ        BX, R12
+	SHRQ        $0x09, R12
+	ADDQ        R12, R11
+	VMOVQ       R11, X1
+	ADDQ        R12, R11
+	VMOVQ       R11, X15
+	VINSERTI128 $0x01, X15, Y1, Y1
+	LEAQ        (R12)(R12*1), R11
+	VMOVQ       R11, X2
+	VMOVQ       R11, X15
+	VINSERTI128 $0x01, X15, Y2, Y2
+	SHLQ        $0x01, BX
+	LEAQ        16(R8), DX
 
 tweaks:
-	VPADDQ         Y2, Y1, Y1
-	ADDQ           $0x00000020, DX
-	VBROADCASTI128 480(AX), Y0
-	VPXOR          Y1, Y0, Y0
+	VMOVDQU        Y1, Y0
+	VBROADCASTI128 480(AX), Y8
+	VPXOR          Y8, Y0, Y0
 	VBROADCASTI128 496(AX), Y9
 	VAESENC        Y9, Y0, Y0
 	VBROADCASTI128 512(AX), Y8
@@ -2704,6 +2874,8 @@ tweaks:
 	VBROADCASTI128 704(AX), Y8
 	VAESENCLAST    Y8, Y0, Y0
 	VMOVDQU        Y0, (DX)
+	VPADDQ         Y2, Y1, Y1
+	ADDQ           $0x00000020, DX
 	SUBQ           BX, CX
 	JHI            tweaks
 
@@ -2718,14 +2890,14 @@ tweaked:
 	SHRQ           $0x08, BX
 	MOVQ           BX, DX
 	VBROADCASTI128 polynomials<>+0(SB), Y11
-	VINSERTI128    $0x01, X12, Y12, Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	ADDQ           $0x10, R8
+	VINSERTI128    $0x01, X12, Y12, Y8
+	VPSRLVQ        shiftsRight<>+0(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
 	VPXOR          Y13, Y15, Y10
-	ADDQ           $0x10, R8
 	VMOVDQU        Y10, (R9)
 	VMOVDQU        (SI), Y0
 	VPXOR          Y10, Y0, Y0
@@ -2736,8 +2908,8 @@ tweaked:
 	VMOVDQU        Y15, 128(R9)
 	VMOVDQU        128(SI), Y4
 	VPXOR          Y15, Y4, Y4
-	VPSRLQ         $0x3e, Y10, Y13
-	VPSLLQ         $0x02, Y10, Y15
+	VPSRLVQ        shiftsRight<>+32(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+32(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2752,8 +2924,8 @@ tweaked:
 	VMOVDQU        Y15, 160(R9)
 	VMOVDQU        160(SI), Y5
 	VPXOR          Y15, Y5, Y5
-	VPSRLQ         $0x3c, Y10, Y13
-	VPSLLQ         $0x04, Y10, Y15
+	VPSRLVQ        shiftsRight<>+64(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+64(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2768,8 +2940,8 @@ tweaked:
 	VMOVDQU        Y15, 192(R9)
 	VMOVDQU        192(SI), Y6
 	VPXOR          Y15, Y6, Y6
-	VPSRLQ         $0x3a, Y10, Y13
-	VPSLLQ         $0x06, Y10, Y15
+	VPSRLVQ        shiftsRight<>+96(SB), Y8, Y13
+	VPSLLVQ        shiftsLeft<>+96(SB), Y8, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2804,9 +2976,9 @@ tweaked:
 	JMP            firstDone
 
 firstSector:
-	VBROADCASTI128 (R8), Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	VBROADCASTI128 (R8), Y12
+	VPSRLVQ        shiftsRight<>+0(SB), Y12, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y12, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -2868,9 +3040,9 @@ firstDone:
 	JMP        secondDone
 
 secondSector:
-	VBROADCASTI128 (R8), Y15
-	VPSRLVQ        shiftsRight<>+0(SB), Y15, Y13
-	VPSLLVQ        shiftsLeft<>+0(SB), Y15, Y15
+	VBROADCASTI128 (R8), Y12
+	VPSRLVQ        shiftsRight<>+0(SB), Y12, Y13
+	VPSLLVQ        shiftsLeft<>+0(SB), Y12, Y15
 	VPCLMULQDQ     $0x01, Y11, Y13, Y14
 	VPSLLDQ        $0x08, Y13, Y13
 	VPXOR          Y14, Y15, Y15
@@ -3454,12 +3626,28 @@ block:
 	JNE         sector
 
 done:
-	VZEROALL
+	VPXOR X0, X0, X0
+	VPXOR X1, X1, X1
+	VPXOR X2, X2, X2
+	VPXOR X3, X3, X3
+	VPXOR X4, X4, X4
+	VPXOR X5, X5, X5
+	VPXOR X6, X6, X6
+	VPXOR X7, X7, X7
+	VPXOR X8, X8, X8
+	VPXOR X9, X9, X9
+	VPXOR X10, X10, X10
+	VPXOR X11, X11, X11
+	VPXOR X12, X12, X12
+	VPXOR X13, X13, X13
+	VPXOR X14, X14, X14
+	VPXOR X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func encryptAESNI(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
-// Requires: AES, MMX+, SSE2
-TEXT ·encryptAESNI(SB), $1520-48
+// Requires: AES, MMX+, SSE, SSE2
+TEXT ·encryptAESNI(SB), $1536-48
 	LEAQ       63(SP), R9
 	ANDQ       $-64, R9
 	LEAQ       128(R9), R10
@@ -3467,15 +3655,9 @@ TEXT ·encryptAESNI(SB), $1520-48
 	LEAQ       128(R14), R8
 	MOVQ       schedule+0(FP), AX
 	MOVQ       tweak+40(FP), R11
-	MOVQ       sectorSize+32(FP), BX
-	MOVQ       length+24(FP), CX
-	MOVQ       BX, R12
-	SHRQ       $0x09, R12
-	MOVQ       R11, X1
-	MOVQ       R12, X2
-	MOVQ       R8, DX
-	MOVOU      480(AX), X12
-	PXOR       X1, X12
+	MOVQ       R11, X12
+	MOVOU      480(AX), X8
+	PXOR       X8, X12
 	MOVOU      496(AX), X9
 	AESENC     X9, X12
 	MOVOU      512(AX), X8
@@ -3504,15 +3686,22 @@ TEXT ·encryptAESNI(SB), $1520-48
 	AESENC     X9, X12
 	MOVOU      704(AX), X8
 	AESENCLAST X8, X12
-	MOVOU      X12, (DX)
+	MOVOU      X12, (R8)
+	MOVQ       sectorSize+32(FP), BX
+	MOVQ       length+24(FP), CX
 	SUBQ       BX, CX
-	JLS        tweaked
+	JEQ        tweaked
+	MOVQ       BX, R12
+	SHRQ       $0x09, R12
+	ADDQ       R12, R11
+	MOVQ       R11, X1
+	MOVQ       R12, X2
+	LEAQ       16(R8), DX
 
 tweaks:
-	PADDQ      X2, X1
-	ADDQ       $0x00000010, DX
-	MOVOU      480(AX), X0
-	PXOR       X1, X0
+	MOVOU      X1, X0
+	MOVOU      480(AX), X8
+	PXOR       X8, X0
 	MOVOU      496(AX), X9
 	AESENC     X9, X0
 	MOVOU      512(AX), X8
@@ -3542,124 +3731,127 @@ tweaks:
 	MOVOU      704(AX), X8
 	AESENCLAST X8, X0
 	MOVOU      X0, (DX)
+	PADDQ      X2, X1
+	ADDQ       $0x00000010, DX
 	SUBQ       BX, CX
 	JHI        tweaks
 
 tweaked:
-	MOVQ  dst+8(FP), DI
-	MOVQ  src+16(FP), SI
-	MOVQ  length+24(FP), CX
-	MOVQ  sectorSize+32(FP), BX
-	TESTQ $0x0000007f, BX
-	JNE   odd
-	SHRQ  $0x07, CX
-	SHRQ  $0x07, BX
-	MOVQ  BX, DX
-	MOVQ  (R8), R11
-	MOVQ  8(R8), R12
-	ADDQ  $0x10, R8
-	MOVQ  R11, (R9)
-	MOVQ  R12, 8(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU (R9), X15
-	MOVOU (SI), X0
-	PXOR  X15, X0
-	MOVQ  R11, 16(R9)
-	MOVQ  R12, 24(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 16(R9), X15
-	MOVOU 16(SI), X1
-	PXOR  X15, X1
-	MOVQ  R11, 32(R9)
-	MOVQ  R12, 40(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 32(R9), X15
-	MOVOU 32(SI), X2
-	PXOR  X15, X2
-	MOVQ  R11, 48(R9)
-	MOVQ  R12, 56(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 48(R9), X15
-	MOVOU 48(SI), X3
-	PXOR  X15, X3
-	MOVQ  R11, 64(R9)
-	MOVQ  R12, 72(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 64(R9), X15
-	MOVOU 64(SI), X4
-	PXOR  X15, X4
-	MOVQ  R11, 80(R9)
-	MOVQ  R12, 88(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 80(R9), X15
-	MOVOU 80(SI), X5
-	PXOR  X15, X5
-	MOVQ  R11, 96(R9)
-	MOVQ  R12, 104(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 96(R9), X15
-	MOVOU 96(SI), X6
-	PXOR  X15, X6
-	MOVQ  R11, 112(R9)
-	MOVQ  R12, 120(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 112(R9), X15
-	MOVOU 112(SI), X7
-	PXOR  X15, X7
-	MOVOU (AX), X8
-	PXOR  X8, X0
-	PXOR  X8, X1
-	PXOR  X8, X2
-	PXOR  X8, X3
-	PXOR  X8, X4
-	PXOR  X8, X5
-	PXOR  X8, X6
-	PXOR  X8, X7
-	CMPQ  CX, $0x02
-	JCS   tail
-	DECQ  DX
-	JEQ   firstSector
-	JMP   firstDone
+	MOVQ    dst+8(FP), DI
+	MOVQ    src+16(FP), SI
+	MOVQ    length+24(FP), CX
+	MOVQ    sectorSize+32(FP), BX
+	TESTQ   $0x0000007f, BX
+	JNE     odd
+	SHRQ    $0x07, CX
+	SHRQ    $0x07, BX
+	MOVQ    BX, DX
+	ADDQ    $0x10, R8
+	MOVQ    X12, R11
+	MOVHLPS X12, X12
+	MOVQ    X12, R12
+	MOVQ    R11, (R9)
+	MOVQ    R12, 8(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 16(R9)
+	MOVQ    R12, 24(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 32(R9)
+	MOVQ    R12, 40(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 48(R9)
+	MOVQ    R12, 56(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 64(R9)
+	MOVQ    R12, 72(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 80(R9)
+	MOVQ    R12, 88(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 96(R9)
+	MOVQ    R12, 104(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 112(R9)
+	MOVQ    R12, 120(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVOU   (R9), X15
+	MOVOU   (SI), X0
+	PXOR    X15, X0
+	MOVOU   16(R9), X15
+	MOVOU   16(SI), X1
+	PXOR    X15, X1
+	MOVOU   32(R9), X15
+	MOVOU   32(SI), X2
+	PXOR    X15, X2
+	MOVOU   48(R9), X15
+	MOVOU   48(SI), X3
+	PXOR    X15, X3
+	MOVOU   64(R9), X15
+	MOVOU   64(SI), X4
+	PXOR    X15, X4
+	MOVOU   80(R9), X15
+	MOVOU   80(SI), X5
+	PXOR    X15, X5
+	MOVOU   96(R9), X15
+	MOVOU   96(SI), X6
+	PXOR    X15, X6
+	MOVOU   112(R9), X15
+	MOVOU   112(SI), X7
+	PXOR    X15, X7
+	MOVOU   (AX), X8
+	PXOR    X8, X0
+	PXOR    X8, X1
+	PXOR    X8, X2
+	PXOR    X8, X3
+	PXOR    X8, X4
+	PXOR    X8, X5
+	PXOR    X8, X6
+	PXOR    X8, X7
+	CMPQ    CX, $0x02
+	JCS     tail
+	DECQ    DX
+	JEQ     firstSector
+	JMP     firstDone
 
 firstSector:
 	MOVQ (R8), R11
@@ -4270,8 +4462,8 @@ done:
 	RET
 
 // func decryptAESNI(schedule *[720]byte, dst *byte, src *byte, length int, sectorSize int, tweak uint64)
-// Requires: AES, MMX+, SSE2
-TEXT ·decryptAESNI(SB), $1520-48
+// Requires: AES, MMX+, SSE, SSE2
+TEXT ·decryptAESNI(SB), $1536-48
 	LEAQ       63(SP), R9
 	ANDQ       $-64, R9
 	LEAQ       128(R9), R10
@@ -4279,15 +4471,9 @@ TEXT ·decryptAESNI(SB), $1520-48
 	LEAQ       128(R14), R8
 	MOVQ       schedule+0(FP), AX
 	MOVQ       tweak+40(FP), R11
-	MOVQ       sectorSize+32(FP), BX
-	MOVQ       length+24(FP), CX
-	MOVQ       BX, R12
-	SHRQ       $0x09, R12
-	MOVQ       R11, X1
-	MOVQ       R12, X2
-	MOVQ       R8, DX
-	MOVOU      480(AX), X12
-	PXOR       X1, X12
+	MOVQ       R11, X12
+	MOVOU      480(AX), X8
+	PXOR       X8, X12
 	MOVOU      496(AX), X9
 	AESENC     X9, X12
 	MOVOU      512(AX), X8
@@ -4316,15 +4502,22 @@ TEXT ·decryptAESNI(SB), $1520-48
 	AESENC     X9, X12
 	MOVOU      704(AX), X8
 	AESENCLAST X8, X12
-	MOVOU      X12, (DX)
+	MOVOU      X12, (R8)
+	MOVQ       sectorSize+32(FP), BX
+	MOVQ       length+24(FP), CX
 	SUBQ       BX, CX
-	JLS        tweaked
+	JEQ        tweaked
+	MOVQ       BX, R12
+	SHRQ       $0x09, R12
+	ADDQ       R12, R11
+	MOVQ       R11, X1
+	MOVQ       R12, X2
+	LEAQ       16(R8), DX
 
 tweaks:
-	PADDQ      X2, X1
-	ADDQ       $0x00000010, DX
-	MOVOU      480(AX), X0
-	PXOR       X1, X0
+	MOVOU      X1, X0
+	MOVOU      480(AX), X8
+	PXOR       X8, X0
 	MOVOU      496(AX), X9
 	AESENC     X9, X0
 	MOVOU      512(AX), X8
@@ -4354,124 +4547,127 @@ tweaks:
 	MOVOU      704(AX), X8
 	AESENCLAST X8, X0
 	MOVOU      X0, (DX)
+	PADDQ      X2, X1
+	ADDQ       $0x00000010, DX
 	SUBQ       BX, CX
 	JHI        tweaks
 
 tweaked:
-	MOVQ  dst+8(FP), DI
-	MOVQ  src+16(FP), SI
-	MOVQ  length+24(FP), CX
-	MOVQ  sectorSize+32(FP), BX
-	TESTQ $0x0000007f, BX
-	JNE   odd
-	SHRQ  $0x07, CX
-	SHRQ  $0x07, BX
-	MOVQ  BX, DX
-	MOVQ  (R8), R11
-	MOVQ  8(R8), R12
-	ADDQ  $0x10, R8
-	MOVQ  R11, (R9)
-	MOVQ  R12, 8(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU (R9), X15
-	MOVOU (SI), X0
-	PXOR  X15, X0
-	MOVQ  R11, 16(R9)
-	MOVQ  R12, 24(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 16(R9), X15
-	MOVOU 16(SI), X1
-	PXOR  X15, X1
-	MOVQ  R11, 32(R9)
-	MOVQ  R12, 40(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 32(R9), X15
-	MOVOU 32(SI), X2
-	PXOR  X15, X2
-	MOVQ  R11, 48(R9)
-	MOVQ  R12, 56(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 48(R9), X15
-	MOVOU 48(SI), X3
-	PXOR  X15, X3
-	MOVQ  R11, 64(R9)
-	MOVQ  R12, 72(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 64(R9), X15
-	MOVOU 64(SI), X4
-	PXOR  X15, X4
-	MOVQ  R11, 80(R9)
-	MOVQ  R12, 88(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 80(R9), X15
-	MOVOU 80(SI), X5
-	PXOR  X15, X5
-	MOVQ  R11, 96(R9)
-	MOVQ  R12, 104(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 96(R9), X15
-	MOVOU 96(SI), X6
-	PXOR  X15, X6
-	MOVQ  R11, 112(R9)
-	MOVQ  R12, 120(R9)
-	MOVQ  R12, R13
-	SARQ  $0x3f, R13
-	ANDQ  $0x87, R13
-	ADDQ  R11, R11
-	ADCQ  R12, R12
-	XORQ  R13, R11
-	MOVOU 112(R9), X15
-	MOVOU 112(SI), X7
-	PXOR  X15, X7
-	MOVOU 240(AX), X8
-	PXOR  X8, X0
-	PXOR  X8, X1
-	PXOR  X8, X2
-	PXOR  X8, X3
-	PXOR  X8, X4
-	PXOR  X8, X5
-	PXOR  X8, X6
-	PXOR  X8, X7
-	CMPQ  CX, $0x02
-	JCS   tail
-	DECQ  DX
-	JEQ   firstSector
-	JMP   firstDone
+	MOVQ    dst+8(FP), DI
+	MOVQ    src+16(FP), SI
+	MOVQ    length+24(FP), CX
+	MOVQ    sectorSize+32(FP), BX
+	TESTQ   $0x0000007f, BX
+	JNE     odd
+	SHRQ    $0x07, CX
+	SHRQ    $0x07, BX
+	MOVQ    BX, DX
+	ADDQ    $0x10, R8
+	MOVQ    X12, R11
+	MOVHLPS X12, X12
+	MOVQ    X12, R12
+	MOVQ    R11, (R9)
+	MOVQ    R12, 8(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 16(R9)
+	MOVQ    R12, 24(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 32(R9)
+	MOVQ    R12, 40(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 48(R9)
+	MOVQ    R12, 56(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 64(R9)
+	MOVQ    R12, 72(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 80(R9)
+	MOVQ    R12, 88(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 96(R9)
+	MOVQ    R12, 104(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVQ    R11, 112(R9)
+	MOVQ    R12, 120(R9)
+	MOVQ    R12, R13
+	SARQ    $0x3f, R13
+	ANDQ    $0x87, R13
+	ADDQ    R11, R11
+	ADCQ    R12, R12
+	XORQ    R13, R11
+	MOVOU   (R9), X15
+	MOVOU   (SI), X0
+	PXOR    X15, X0
+	MOVOU   16(R9), X15
+	MOVOU   16(SI), X1
+	PXOR    X15, X1
+	MOVOU   32(R9), X15
+	MOVOU   32(SI), X2
+	PXOR    X15, X2
+	MOVOU   48(R9), X15
+	MOVOU   48(SI), X3
+	PXOR    X15, X3
+	MOVOU   64(R9), X15
+	MOVOU   64(SI), X4
+	PXOR    X15, X4
+	MOVOU   80(R9), X15
+	MOVOU   80(SI), X5
+	PXOR    X15, X5
+	MOVOU   96(R9), X15
+	MOVOU   96(SI), X6
+	PXOR    X15, X6
+	MOVOU   112(R9), X15
+	MOVOU   112(SI), X7
+	PXOR    X15, X7
+	MOVOU   240(AX), X8
+	PXOR    X8, X0
+	PXOR    X8, X1
+	PXOR    X8, X2
+	PXOR    X8, X3
+	PXOR    X8, X4
+	PXOR    X8, X5
+	PXOR    X8, X6
+	PXOR    X8, X7
+	CMPQ    CX, $0x02
+	JCS     tail
+	DECQ    DX
+	JEQ     firstSector
+	JMP     firstDone
 
 firstSector:
 	MOVQ (R8), R11

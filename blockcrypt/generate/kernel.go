@@ -78,7 +78,7 @@ func (k kernel) generate() {
 func (k kernel) layOut() {
 	const alignment = 64
 	masks := chunk * 16 * k.blocks()
-	frame := AllocLocal(alignment + 3*masks + 16*(maxSectors+2+k.blocks()))
+	frame := AllocLocal(alignment + 3*masks + 16*(maxSectors+3+k.blocks()))
 	LEAQ(frame.Offset(alignment-1), now)
 	ANDQ(I8(-alignment), now)
 	LEAQ(Mem{Base: now, Disp: masks}, next)
@@ -86,41 +86,48 @@ func (k kernel) layOut() {
 	LEAQ(Mem{Base: third, Disp: masks}, starts)
 }
 
-// encryptTweaks makes the first masks of the sectors and leaves those of the first
-// vector in other. It goes from one vector to the next, and the CPU, seeing that
-// they are independent, overlaps them.
+// encryptTweaks makes the first masks of the sectors. That of the first sector,
+// on which everything waits, comes first, and stays in other. Then it goes from one
+// vector to the next, and the CPU, seeing that they are independent, overlaps them.
 func (k kernel) encryptTweaks() {
-	const tweakUnit = 512
+	const tweakUnit, state = 512, 0
+	one := kernel{k.one(), k.name, k.encrypt}
 	Load(Param("tweak"), low)
+	one.number(low, other)
+	one.encryptTweak(other)
+	one.store(other, Mem{Base: starts})
 	Load(Param("sectorSize"), perSector)
 	Load(Param("length"), todo)
+	SUBQ(perSector, todo)
+	JEQ(LabelRef("tweaked"))
 	MOVQ(perSector, high)
 	SHRQ(Imm(log2(tweakUnit)), high)
+	ADDQ(high, low)
 	k.count(low, high, tweaks, increment)
 	if k.blocks() > 1 {
 		SHLQ(Imm(log2(k.blocks())), perSector)
 	}
-	MOVQ(starts, left)
-	k.encryptTweak(other)
-	SUBQ(perSector, todo)
-	JLS(LabelRef("tweaked"))
+	LEAQ(Mem{Base: starts, Disp: 16}, left)
 	Label("tweaks")
+	k.copy(tweaks, state)
+	k.encryptTweak(state)
+	k.store(state, Mem{Base: left})
 	k.increase(increment, tweaks)
 	ADDQ(U32(16*k.blocks()), left)
-	k.encryptTweak(0)
 	SUBQ(perSector, todo)
 	JHI(LabelRef("tweaks"))
 	Label("tweaked")
 }
 
 func (k kernel) encryptTweak(state int) {
-	k.broadcast(k.key(tweakKey, 0), state)
-	k.add(tweaks, state)
-	for r := 1; r < roundKeys; r++ {
+	for r := range roundKeys {
 		k.broadcast(k.key(tweakKey, r), roundKey+r%2)
+		if r == 0 {
+			k.add(roundKey, state)
+			continue
+		}
 		k.round(round{true, r == roundKeys-1}, roundKey+r%2, state)
 	}
-	k.store(state, Mem{Base: left})
 }
 
 // key is the address of a round key.
@@ -142,21 +149,20 @@ func (k kernel) chunks() {
 	SHRQ(Imm(log2(k.chunkSize())), perSector)
 	MOVQ(perSector, left)
 	ahead.prepare()
-	ahead.begin(Mem{Base: starts})
 	ADDQ(Imm(16), starts)
-	emit(ahead.chunk(now, k.takeData))
+	emit(ahead.first(now, k.takeData))
 	k.addFirstKey()
 	CMPQ(todo, Imm(2))
 	JCS(LabelRef("tail"))
 	k.advance(ahead, "first")
-	emit(ahead.chunk(next, nil))
+	emit(ahead.chunk(next))
 	CMPQ(todo, Imm(2))
 	JEQ(LabelRef("tail"))
 	k.advance(ahead, "second")
 	inLoop.takeOver()
 	Label("chunk")
 	k.prefetch()
-	k.rounds(inLoop.chunk(third, nil))
+	k.rounds(inLoop.chunk(third))
 	k.storeChunk()
 	k.advance(inLoop, "third")
 	XCHGQ(now, next)
@@ -278,7 +284,7 @@ func (k kernel) singles() {
 func (k kernel) single(masks scalarMasks) {
 	const state = 0
 	k.load(Mem{Base: src}, state)
-	emit(masks.chunk(now, nil)[:3])
+	emit(masks.chunk(now)[:3])
 	k.addMemory(Mem{Base: now}, state)
 	k.broadcast(k.dataKey(0), roundKey)
 	k.add(roundKey, state)

@@ -13,17 +13,17 @@ type masks interface {
 	prepare()
 	// takeOver goes on where vectorMasks stopped.
 	takeOver()
-	// begin is start for the first sector of all, whose first mask is in other,
-	// too.
-	begin(first Mem)
+	// first gives the instructions that compute the masks of the first chunk of
+	// all, whose first mask is in other, and store them. Each is handed to use in
+	// a vector.
+	first(to GPPhysical, use func(mask, i int)) []func()
 	// start takes the first mask of a sector from memory. Advance goes from the
 	// first mask of a chunk to that of the next in the same sector.
 	start(first Mem)
 	advance()
 	// chunk gives the instructions that compute a chunk's masks and store them.
-	// Others may stand between them. Each mask in a vector is also given to use,
-	// which may be nil.
-	chunk(to GPPhysical, use func(mask, i int)) []func()
+	// Others may stand between them.
+	chunk(to GPPhysical) []func()
 }
 
 const polynomial = 0x87 // x^7 + x^2 + x + 1
@@ -41,8 +41,6 @@ func (s scalarMasks) takeOver() {
 	}
 }
 
-func (s scalarMasks) begin(first Mem) { s.start(first) }
-
 func (scalarMasks) start(first Mem) {
 	MOVQ(first, low)
 	MOVQ(first.Offset(8), high)
@@ -51,16 +49,24 @@ func (scalarMasks) start(first Mem) {
 // advance has nothing to do: chunk leads there.
 func (scalarMasks) advance() {}
 
-func (s scalarMasks) chunk(to GPPhysical, use func(mask, i int)) (steps []func()) {
+func (s scalarMasks) first(to GPPhysical, use func(mask, i int)) []func() {
+	MOVQ(xmm[other], low)
+	MOVHLPS(xmm[other], xmm[other])
+	MOVQ(xmm[other], high)
+	steps := s.chunk(to)
+	for i := range chunk {
+		steps = append(steps, func() { MOVOU(Mem{Base: to, Disp: 16 * i}, xmm[shifted]); use(shifted, i) })
+	}
+	return steps
+}
+
+func (s scalarMasks) chunk(to GPPhysical) (steps []func()) {
 	for i := range chunk * s.blocks {
 		at := Mem{Base: to, Disp: 16 * i}
 		steps = append(steps,
 			func() { MOVQ(low, at) },
 			func() { MOVQ(high, at.Offset(8)) },
 			func() { s.double() })
-		if use != nil { // only in the kernel that has no other masks
-			steps = append(steps, func() { MOVOU(at, xmm[shifted]); use(shifted, i) })
-		}
 	}
 	return steps
 }
@@ -90,19 +96,21 @@ type vectorMasks struct {
 	register func(i int) Register
 }
 
-// What start shifts each half of a block by.
+// By what the blocks of a chunk's masks are shifted, each half by itself: by one bit
+// more from block to block.
 var shiftsLeft, shiftsRight, polynomials Mem
 
 func constants() {
+	const most = 32 // blocks in a chunk
 	polynomials = GLOBL("polynomials", RODATA|NOPTR)
 	DATA(0, U64(polynomial))
 	DATA(8, U64(0))
 	shiftsLeft = GLOBL("shiftsLeft", RODATA|NOPTR)
-	for i := range 8 {
+	for i := range 2 * most {
 		DATA(8*i, U64(i/2))
 	}
 	shiftsRight = GLOBL("shiftsRight", RODATA|NOPTR)
-	for i := range 8 {
+	for i := range 2 * most {
 		DATA(8*i, U64(64-i/2))
 	}
 }
@@ -114,39 +122,52 @@ func (m vectorMasks) prepare() {
 
 func (vectorMasks) takeOver() {}
 
-func (m vectorMasks) begin(Mem) {
-	m.spread(other, shifted)
-	m.multiply()
+// first computes vectors from the first mask alone, so that few wait for others.
+func (m vectorMasks) first(to GPPhysical, use func(mask, i int)) (steps []func()) {
+	const start = roundKey // before there is need of a round key
+	m.spread(other, start)
+	put := func(mask, i int) {
+		steps = append(steps, func() { m.store(mask, at(to, m, i)) }, func() { use(mask, i) })
+	}
+	byBytes := 8 / m.blocks()
+	for i := range byBytes {
+		mask := other
+		if i == 0 {
+			mask = first
+		}
+		steps = append(steps, m.shift(start, i, mask)...)
+		put(mask, i)
+		for j := i + byBytes; j < chunk; j += byBytes {
+			steps = append(steps, m.timesBytes(mask, j/byBytes, shifted)...)
+			put(shifted, j)
+		}
+	}
+	return steps
 }
 
 func (m vectorMasks) start(from Mem) {
-	m.broadcast(from, shifted)
-	m.multiply()
+	m.broadcast(from, other)
+	emit(m.shift(other, 0, first))
 }
 
-// multiply multiplies the blocks in shifted by 1, x, x^2, ... side by side.
-func (m vectorMasks) multiply() {
-	VPSRLVQ(shiftsRight, m.register(shifted), m.register(carried))
-	VPSLLVQ(shiftsLeft, m.register(shifted), m.register(shifted))
-	for _, step := range m.reduceBits(first) {
-		step()
-	}
+// shift makes the masks in a chunk's ith vector from the first one.
+func (m vectorMasks) shift(start, i, to int) []func() {
+	offset := 16 * m.blocks() * i
+	return append([]func(){
+		func() { VPSRLVQ(shiftsRight.Offset(offset), m.register(start), m.register(carried)) },
+		func() { VPSLLVQ(shiftsLeft.Offset(offset), m.register(start), m.register(shifted)) },
+	}, m.reduceBits(to)...)
 }
 
 func (m vectorMasks) advance() {
-	for _, step := range m.timesBytes(first, m.blocks(), first) {
-		step()
-	}
+	emit(m.timesBytes(first, m.blocks(), first))
 }
 
 // chunk computes the vectors that a shift by some bits leads to, and from each
 // of them those that a shift by bytes leads to, which is faster.
-func (m vectorMasks) chunk(to GPPhysical, use func(mask, i int)) (steps []func()) {
+func (m vectorMasks) chunk(to GPPhysical) (steps []func()) {
 	put := func(vector, i int) {
 		steps = append(steps, func() { m.store(vector, at(to, m, i)) })
-		if use != nil {
-			steps = append(steps, func() { use(vector, i) })
-		}
 	}
 	byBytes := 8 / m.blocks()
 	for i := range byBytes {

@@ -19,6 +19,9 @@ type vectors interface {
 	addMemory(with Mem, to int)
 	// round is one of AES.
 	round(r round, key, state int)
+	copy(from, to int)
+	// number makes a vector of one block, its bytes a little-endian number.
+	number(n GPPhysical, to int)
 	// count makes a vector of the numbers first, first+step, ... as blocks of
 	// little-endian bytes, and an increment that leads to the next such vector.
 	// It changes first.
@@ -63,6 +66,9 @@ func (sse) round(r round, key, state int) {
 	}
 }
 
+func (sse) copy(from, to int)           { MOVOU(xmm[from], xmm[to]) }
+func (sse) number(n GPPhysical, to int) { MOVQ(n, xmm[to]) }
+
 func (sse) count(first, step GPPhysical, to, increment int) {
 	MOVQ(first, xmm[to])
 	MOVQ(step, xmm[increment])
@@ -95,7 +101,6 @@ func (v avx) masks() (ahead, inLoop masks) {
 	return vectorMasks{v, v.register}, scalarMasks{v.width}
 }
 func (v avx) sum(a, b, to int) { VPXOR(v.register(a), v.register(b), v.register(to)) }
-func (avx) wipe()              { VZEROALL() }
 func (avx) one() vectors       { return avx128 }
 
 func (v avx) broadcast(from Mem, to int) {
@@ -104,6 +109,14 @@ func (v avx) broadcast(from Mem, to int) {
 		return
 	}
 	VBROADCASTI128(from, v.register(to))
+}
+
+// wipe is as VZEROALL, which takes longer.
+func (avx) wipe() {
+	for i := range xmm {
+		VPXOR(xmm[i], xmm[i], xmm[i])
+	}
+	VZEROUPPER()
 }
 
 func (v avx) spread(from, to int) {
@@ -123,6 +136,9 @@ func (v avx) round(r round, key, state int) {
 		VAESDECLAST(k, s, s)
 	}
 }
+
+func (v avx) copy(from, to int)         { VMOVDQU(v.register(from), v.register(to)) }
+func (avx) number(n GPPhysical, to int) { VMOVQ(n, xmm[to]) }
 
 func (avx) count(first, step GPPhysical, to, increment int) {
 	pair(first, step, to, scratch)
@@ -169,3 +185,5 @@ func (v avx512) count(first, step GPPhysical, to, increment int) {
 func (v avx512) spread(from, to int) {
 	VSHUFI32X4(Imm(0), v.register(from), v.register(from), v.register(to))
 }
+
+func (v avx512) copy(from, to int) { VMOVDQU64(v.register(from), v.register(to)) }

@@ -176,7 +176,23 @@ chunk:
 	ADDQ            $0x00000200, DI
 	DECQ            CX
 	JNE             chunk
-	VZEROALL
+	VPXOR           X0, X0, X0
+	VPXOR           X1, X1, X1
+	VPXOR           X2, X2, X2
+	VPXOR           X3, X3, X3
+	VPXOR           X4, X4, X4
+	VPXOR           X5, X5, X5
+	VPXOR           X6, X6, X6
+	VPXOR           X7, X7, X7
+	VPXOR           X8, X8, X8
+	VPXOR           X9, X9, X9
+	VPXOR           X10, X10, X10
+	VPXOR           X11, X11, X11
+	VPXOR           X12, X12, X12
+	VPXOR           X13, X13, X13
+	VPXOR           X14, X14, X14
+	VPXOR           X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func xorAVX512(with *[16]byte, p *byte, chunks int)
@@ -225,7 +241,23 @@ chunk:
 	ADDQ       $0x00000200, DI
 	DECQ       CX
 	JNE        chunk
-	VZEROALL
+	VPXOR      X0, X0, X0
+	VPXOR      X1, X1, X1
+	VPXOR      X2, X2, X2
+	VPXOR      X3, X3, X3
+	VPXOR      X4, X4, X4
+	VPXOR      X5, X5, X5
+	VPXOR      X6, X6, X6
+	VPXOR      X7, X7, X7
+	VPXOR      X8, X8, X8
+	VPXOR      X9, X9, X9
+	VPXOR      X10, X10, X10
+	VPXOR      X11, X11, X11
+	VPXOR      X12, X12, X12
+	VPXOR      X13, X13, X13
+	VPXOR      X14, X14, X14
+	VPXOR      X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func encryptAVX2(roundKeys *[240]byte, p *byte, chunks int)
@@ -396,7 +428,23 @@ chunk:
 	ADDQ           $0x00000100, DI
 	DECQ           CX
 	JNE            chunk
-	VZEROALL
+	VPXOR          X0, X0, X0
+	VPXOR          X1, X1, X1
+	VPXOR          X2, X2, X2
+	VPXOR          X3, X3, X3
+	VPXOR          X4, X4, X4
+	VPXOR          X5, X5, X5
+	VPXOR          X6, X6, X6
+	VPXOR          X7, X7, X7
+	VPXOR          X8, X8, X8
+	VPXOR          X9, X9, X9
+	VPXOR          X10, X10, X10
+	VPXOR          X11, X11, X11
+	VPXOR          X12, X12, X12
+	VPXOR          X13, X13, X13
+	VPXOR          X14, X14, X14
+	VPXOR          X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func xorAVX2(with *[16]byte, p *byte, chunks int)
@@ -441,7 +489,23 @@ chunk:
 	ADDQ       $0x00000100, DI
 	DECQ       CX
 	JNE        chunk
-	VZEROALL
+	VPXOR      X0, X0, X0
+	VPXOR      X1, X1, X1
+	VPXOR      X2, X2, X2
+	VPXOR      X3, X3, X3
+	VPXOR      X4, X4, X4
+	VPXOR      X5, X5, X5
+	VPXOR      X6, X6, X6
+	VPXOR      X7, X7, X7
+	VPXOR      X8, X8, X8
+	VPXOR      X9, X9, X9
+	VPXOR      X10, X10, X10
+	VPXOR      X11, X11, X11
+	VPXOR      X12, X12, X12
+	VPXOR      X13, X13, X13
+	VPXOR      X14, X14, X14
+	VPXOR      X15, X15, X15
+	VZEROUPPER
 	RET
 
 // func encryptAESNI(roundKeys *[240]byte, p *byte, chunks int)
