@@ -65,13 +65,17 @@ type Job struct {
 	Descriptor Descriptor
 	Progress   func(bytes int64) // if set, is told how much was done since the last call, negative when going back
 
-	serial  order        // for tests
-	reached func(marker) // likewise
+	serial  order                            // for tests
+	nonce   func(data []byte) nonce          // likewise
+	observe func(at marker, pending []*step) // likewise: is called when both are durable
+	durable func(at marker)                  // likewise: is called as soon as it is
 }
 
 // Descriptor is where the phase is kept.
 type Descriptor interface {
-	// SetPhase makes a phase durable and reads it back.
+	// SetPhase makes a phase durable and reads it back. It writes also where the
+	// phase is the same already: an earlier call may have failed after others could
+	// see its phase, but before that was durable.
 	SetPhase(Phase) error
 }
 
@@ -82,7 +86,8 @@ type Sidecar interface {
 	Create(size int64) (File, error)
 	// Open opens the file; fs.ErrNotExist if there is none.
 	Open() (File, error)
-	// Remove removes the file, durably; no error if there is none.
+	// Remove removes the file, durably; no error if there is none. Also then it
+	// makes that durable, as an earlier call may have failed to.
 	Remove() error
 }
 
@@ -133,31 +138,31 @@ func (j *Job) check() error {
 
 // toEnd brings the descriptor to one of the last two phases.
 func (j *Job) toEnd(ctx context.Context) (Phase, error) {
+	end := Converted
+	if j.Backward {
+		end = Reverted
+	}
 	switch j.Phase {
-	case Converted, Reverted:
-		return j.Phase, nil
 	case Preparing:
 		if j.Backward { // nothing has changed
-			return Reverted, j.Descriptor.SetPhase(Reverted)
+			return end, j.Descriptor.SetPhase(end)
 		}
 		if err := j.prepare(); err != nil {
 			return "", err
 		}
 	case Converting:
+	case Converted, Reverted: // but perhaps not durably
+		return j.Phase, j.Descriptor.SetPhase(j.Phase)
 	default:
 		return "", fmt.Errorf("%w: phase %q", fs.ErrInvalid, j.Phase)
 	}
 	if err := j.convert(ctx); err != nil {
 		return "", err
 	}
-	end := Converted
-	if j.Backward {
-		end = Reverted
-	}
 	return end, j.Descriptor.SetPhase(end)
 }
 
-// prepare makes the journal durable, and then says so.
+// prepare makes the journal durable.
 func (j *Job) prepare() error {
 	f, err := j.Journal.Create(layout{int64(j.Zone)}.size())
 	if err != nil {
@@ -170,7 +175,7 @@ func (j *Job) prepare() error {
 	if err != nil {
 		return fmt.Errorf("create the journal: %w", err)
 	}
-	return j.Descriptor.SetPhase(Converting)
+	return nil
 }
 
 func (j *Job) initialize(f File) error {

@@ -59,28 +59,56 @@ func (c *converter) run(ctx context.Context) error {
 		c.buffers[i] = make([]byte, c.journal.zone+2*blockSize)
 		defer clear(c.buffers[i])
 	}
-	pending, err := c.recover()
+	pending, err := c.resume()
 	if err != nil {
 		return err
-	}
-	if c.at.Backward != c.Backward {
-		if pending, err = nil, c.turn(pending); err != nil {
-			return err
-		}
 	}
 	return c.steps(ctx, pending)
 }
 
-// turn ends the step that is pending and goes the other way from there.
-func (c *converter) turn(pending *step) error {
-	if pending != nil {
-		if err := c.apply(pending); err != nil {
-			return err
-		}
-		if err := c.mark(pending.After); err != nil {
-			return err
+// resume makes what the last run has left fit for steps.
+func (c *converter) resume() (pending *step, err error) {
+	begun, err := c.recover()
+	if err != nil {
+		return nil, err
+	}
+	// No sector changes before this is durable. What the descriptor said may have
+	// been in the page cache only, if an earlier SetPhase failed.
+	if err := c.Descriptor.SetPhase(Converting); err != nil {
+		return nil, err
+	}
+	c.watch(begun...)
+	return c.catchUp(begun)
+}
+
+// catchUp ends the steps that have begun, all or, if the direction stays, all but
+// the last, and turns if need be.
+func (c *converter) catchUp(begun []*step) (pending *step, err error) {
+	turn := c.at.Backward != c.Backward
+	if n := len(begun); n > 0 && !turn {
+		pending, begun = begun[n-1], begun[:n-1]
+	}
+	for _, s := range begun {
+		if err := c.finish(s); err != nil {
+			return nil, err
 		}
 	}
+	if turn {
+		err = c.turn()
+	}
+	return pending, err
+}
+
+// finish brings a step to its end.
+func (c *converter) finish(s *step) error {
+	if err := c.apply(s); err != nil {
+		return err
+	}
+	return c.mark(s.After)
+}
+
+// turn goes the other way from here on.
+func (c *converter) turn() error {
 	turned := c.at
 	turned.Sequence++
 	turned.Backward = c.Backward
@@ -120,6 +148,7 @@ func (c *converter) steps(ctx context.Context, pending *step) error {
 			c.reached(pending.After)
 		}
 		pending = next
+		c.watch(pending)
 	}
 	return context.Cause(ctx)
 }
@@ -167,8 +196,15 @@ func (c *converter) reached(m marker) {
 		c.Progress(m.Position - c.at.Position)
 	}
 	c.at = m
-	if c.Job.reached != nil {
-		c.Job.reached(m)
+	if c.durable != nil {
+		c.durable(m)
+	}
+}
+
+// watch shows tests what is durable.
+func (c *converter) watch(pending ...*step) {
+	if c.observe != nil {
+		c.observe(c.at, pending)
 	}
 }
 
@@ -220,20 +256,23 @@ func (c *converter) read(p []byte, offset int64) error {
 	return nil
 }
 
-// change gives a step its new data.
-func (c *converter) change(s *step) (err error) {
-	if s.Was, err = c.journal.sign(s.data()); err != nil {
+// change gives a step its new data, with the tags of both.
+func (c *converter) change(s *step) error {
+	s.Was = c.journal.sign(s.data())
+	if err := c.transform(s); err != nil {
 		return err
 	}
+	s.Is = c.journal.sign(s.data())
+	return nil
+}
+
+// transform makes new data of old ones.
+func (c *converter) transform(s *step) error {
 	from, to := c.From, c.To
-	if c.Backward {
+	if s.After.Backward {
 		from, to = to, from
 	}
-	if err := s.eachRun(blockcrypt.Change(from, to, c.Holes).Data); err != nil {
-		return err
-	}
-	s.Is, err = c.journal.sign(s.data())
-	return err
+	return s.eachRun(blockcrypt.Change(from, to, c.Holes).Data)
 }
 
 // writeRecord puts the head before the data, twice.

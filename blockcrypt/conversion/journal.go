@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"hash"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 )
@@ -60,8 +61,15 @@ type run struct{ Offset, Length int64 }
 
 // tag authenticates data: a nonce of its own and the tag of AES-256-GCM.
 type tag struct {
-	Nonce [nonceSize]byte
+	Nonce nonce
 	Tag   [tagSize]byte
+}
+
+type nonce [nonceSize]byte
+
+func randomNonce([]byte) (n nonce) {
+	_, _ = rand.Read(n[:]) // never fails
+	return n
 }
 
 func (h *head) runs() []run { return h.Run[:h.Runs] }
@@ -74,20 +82,39 @@ func (h *head) dataSize() (n int64) {
 	return n
 }
 
-// journal reads and writes the blocks of a journal file.
+// journal reads and writes the blocks of a journal file. It is not for more than
+// one goroutine at a time.
 type journal struct {
 	File
 	layout
-	blocks []byte      // the key of their MACs
-	data   cipher.AEAD // makes the tags
+	key   []byte      // of the MACs of blocks
+	mac   hash.Hash   // HMAC-SHA256 with it
+	data  cipher.AEAD // makes the tags
+	nonce func(data []byte) nonce
+	block [blockSize]byte // on its way
 }
 
 func newJournal(f File, j *Job) (*journal, error) {
-	blocks, err := hkdf.Key(sha256.New, j.Key, nil, "vmcrypt v1 conversion blocks", KeySize)
+	key, err := hkdf.Key(sha256.New, j.Key, nil, "vmcrypt v1 conversion blocks", KeySize)
 	if err != nil {
 		return nil, err
 	}
-	key, err := hkdf.Key(sha256.New, j.Key, nil, "vmcrypt v1 conversion data", KeySize)
+	data, err := newTagger(j.Key)
+	if err != nil {
+		return nil, err
+	}
+	nonce := j.nonce
+	if nonce == nil {
+		nonce = randomNonce
+	}
+	return &journal{
+		File: f, layout: layout{int64(j.Zone)}, key: key, mac: hmac.New(sha256.New, key), data: data, nonce: nonce,
+	}, nil
+}
+
+// newTagger gives what makes tags of data.
+func newTagger(secret []byte) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, secret, nil, "vmcrypt v1 conversion data", KeySize)
 	if err != nil {
 		return nil, err
 	}
@@ -96,12 +123,11 @@ func newJournal(f File, j *Job) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := cipher.NewGCM(block)
-	return &journal{File: f, layout: layout{int64(j.Zone)}, blocks: blocks, data: data}, err
+	return cipher.NewGCM(block)
 }
 
 // wipe forgets the key of the MACs.
-func (j *journal) wipe() { clear(j.blocks) }
+func (j *journal) wipe() { clear(j.key) }
 
 // initialize writes the header and the first marker, twice, and makes them durable.
 func (j *journal) initialize(h header) error {
@@ -175,21 +201,23 @@ func (j *journal) writeBlock(offset int64, k kind, content any) error {
 	return err
 }
 
+// encode gives a block, which is good until the next call.
 func (j *journal) encode(k kind, content any) ([]byte, error) {
-	block := make([]byte, blockSize)
-	block[0] = byte(k)
-	n, err := binary.Encode(block[1:], binary.BigEndian, content)
+	clear(j.block[:])
+	j.block[0] = byte(k)
+	n, err := binary.Encode(j.block[1:], binary.BigEndian, content)
 	if err != nil {
 		return nil, err
 	}
-	copy(block[1+n:], j.mac(block[:1+n]))
-	return block, nil
+	j.sum(j.block[1+n:], j.block[:1+n])
+	return j.block[:], nil
 }
 
-func (j *journal) mac(p []byte) []byte {
-	mac := hmac.New(sha256.New, j.blocks)
-	mac.Write(p)
-	return mac.Sum(nil)
+// sum puts the MAC of p into out.
+func (j *journal) sum(out, p []byte) {
+	j.mac.Reset()
+	j.mac.Write(p)
+	j.mac.Sum(out[:0])
 }
 
 // errBlock is the error for a block that is not as it was written: it was torn, or
@@ -198,12 +226,14 @@ var errBlock = fmt.Errorf("%w: not as it was written", ErrJournal)
 
 // readBlock reads what writeBlock wrote.
 func (j *journal) readBlock(offset int64, k kind, content any) error {
-	block := make([]byte, 1+binary.Size(content)+macSize)
+	block := j.block[:1+binary.Size(content)+macSize]
 	if n, err := j.ReadAt(block, offset); n < len(block) {
 		return fmt.Errorf("read the journal at offset %d: %w", offset, err)
 	}
 	signed := block[:len(block)-macSize]
-	if !hmac.Equal(j.mac(signed), block[len(signed):]) || block[0] != byte(k) {
+	var mac [macSize]byte
+	j.sum(mac[:], signed)
+	if !hmac.Equal(mac[:], block[len(signed):]) || block[0] != byte(k) {
 		return errBlock
 	}
 	_, err := binary.Decode(signed[1:], binary.BigEndian, content)
@@ -211,12 +241,10 @@ func (j *journal) readBlock(offset int64, k kind, content any) error {
 }
 
 // sign makes the tag of data.
-func (j *journal) sign(data []byte) (t tag, err error) {
-	if _, err := rand.Read(t.Nonce[:]); err != nil {
-		return t, err
-	}
+func (j *journal) sign(data []byte) tag {
+	t := tag{Nonce: j.nonce(data)}
 	j.data.Seal(t.Tag[:0], t.Nonce[:], nil, data)
-	return t, nil
+	return t
 }
 
 // fits tells whether data have this tag.

@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// recover finds out how far the conversion has come, and gives the step whose
-// record may have been on its way to the disk; nil if there is none.
+// recover finds out how far the conversion has come, and gives the steps whose
+// records may have been on their way to the disk: none, one or two, in order.
 //
 // What was read may be in the page cache only, if an earlier sync failed. So the
-// marker and the record are written and synced again before anything relies on
+// marker and the records are written and synced again before anything relies on
 // them, and the data will be: as the same bytes, which a crash meanwhile can't tear.
-func (c *converter) recover() (pending *step, err error) {
+func (c *converter) recover() (pending []*step, err error) {
 	heads, err := c.heads()
 	if err != nil {
 		return nil, err
@@ -20,17 +20,22 @@ func (c *converter) recover() (pending *step, err error) {
 		return nil, err
 	}
 	if pending, err = c.pending(heads); err != nil {
-		return nil, err
+		return nil, err // before anything is written
 	}
+	return pending, c.writeAgain(pending)
+}
+
+// writeAgain makes sure that the marker and these records are durable.
+func (c *converter) writeAgain(pending []*step) error {
 	if err := c.writeMarker(c.at); err != nil {
-		return nil, err
+		return err
 	}
-	if pending != nil {
-		if err := c.writeRecord(pending); err != nil {
-			return nil, err
+	for _, s := range pending {
+		if err := c.writeRecord(s); err != nil {
+			return err
 		}
 	}
-	return pending, c.syncJournal()
+	return c.syncJournal()
 }
 
 // heads reads those of both records. The two copies of a head are there so that
@@ -59,65 +64,91 @@ func (c *converter) readHead(slot uint64, h *head) error {
 	return err
 }
 
-// latest gives the last marker that was written. The head of a record tells, too,
-// which one was durable then: the other copy, should the marker be damaged.
+// latest gives the last marker that was written.
 func (c *converter) latest(heads [2]*head) (latest marker, err error) {
-	found := false
-	consider := func(m marker) {
-		if !found || m.Sequence > latest.Sequence {
-			latest, found = m, true
+	markers, err := c.markers(heads)
+	if err != nil {
+		return latest, err
+	}
+	for i, m := range markers {
+		if i == 0 || m.Sequence > latest.Sequence {
+			latest = m
 		}
 	}
-	for slot := range uint64(2) {
-		var m marker
-		err := c.journal.readBlock(c.journal.marker(slot), kindMarker, &m)
-		switch {
-		case err == nil:
-			consider(m)
-		case !errors.Is(err, errBlock):
-			return m, err
-		}
-	}
-	for _, h := range heads {
-		if h != nil {
-			consider(h.Durable)
-		}
-	}
-	if !found || latest.Position < 0 || latest.Position > c.Disk.Size() {
+	if len(markers) == 0 || latest.Position < 0 || latest.Position > c.Disk.Size() {
 		return latest, fmt.Errorf("%w: it does not tell how far the conversion has come", ErrJournal)
 	}
 	return latest, nil
 }
 
-// pending gives the step after the latest marker, if it has a record. Its data are
-// those in the journal or, where these are damaged, those on the disk, if they
-// have all arrived there or none has.
-func (c *converter) pending(heads [2]*head) (*step, error) {
-	sequence := c.at.Sequence + 1
-	h := heads[sequence%2]
-	if h == nil || h.After.Sequence != sequence {
-		return nil, nil
+// markers gives all that can be read. The head of a record tells, too, which one
+// was durable then: another copy, should the marker be damaged.
+func (c *converter) markers(heads [2]*head) (markers []marker, err error) {
+	for slot, h := range heads {
+		var m marker
+		err := c.journal.readBlock(c.journal.marker(uint64(slot)), kindMarker, &m)
+		switch {
+		case err == nil:
+			markers = append(markers, m)
+		case !errors.Is(err, errBlock):
+			return nil, err
+		}
+		if h != nil {
+			markers = append(markers, h.Durable)
+		}
 	}
+	return markers, nil
+}
+
+// pending gives the steps after the latest marker that have a record. Where two
+// have, the marker of the first did not become durable, and the second was not begun;
+// or else that marker was damaged, and the second may be half done.
+func (c *converter) pending(heads [2]*head) (pending []*step, err error) {
+	for sequence := c.at.Sequence + 1; sequence <= c.at.Sequence+2; sequence++ {
+		h := heads[sequence%2]
+		switch {
+		case h == nil || h.After.Sequence < sequence:
+			continue
+		case h.After.Sequence != c.at.Sequence+1+uint64(len(pending)):
+			return nil, fmt.Errorf("%w: a record before that of step %d is missing", ErrJournal, h.After.Sequence)
+		}
+		s, err := c.load(h)
+		if err != nil {
+			return nil, err
+		}
+		pending = append(pending, s)
+	}
+	return pending, nil
+}
+
+// load gives the step of a record. Its data are in the journal or, where these are
+// damaged, on the disk, if all of them have arrived there. If none has, the record
+// may have been torn, and they are made anew.
+func (c *converter) load(h *head) (*step, error) {
 	if !c.plausible(h) {
-		return nil, fmt.Errorf("%w: step %d cannot be", ErrJournal, sequence)
+		return nil, fmt.Errorf("%w: step %d cannot be", ErrJournal, h.After.Sequence)
 	}
-	s := &step{head: *h, record: c.buffers[sequence%2]}
-	if n, err := c.journal.ReadAt(s.data(), c.journal.record(sequence)+2*blockSize); n < len(s.data()) {
-		return nil, fmt.Errorf("read the journal: %w", err)
+	s := &step{head: *h, record: c.buffers[h.After.Sequence%2]}
+	return s, c.loadData(s)
+}
+
+func (c *converter) loadData(s *step) error {
+	if n, err := c.journal.ReadAt(s.data(), c.journal.record(s.After.Sequence)+2*blockSize); n < len(s.data()) {
+		return fmt.Errorf("read the journal: %w", err)
 	}
 	if c.journal.fits(s.Is, s.data()) {
-		return s, nil
+		return nil
 	}
 	if err := s.eachRun(c.read); err != nil {
-		return nil, err
+		return err
 	}
-	switch {
-	case c.journal.fits(s.Was, s.data()):
-		return nil, nil
-	case c.journal.fits(s.Is, s.data()):
-		return s, nil
+	if c.journal.fits(s.Was, s.data()) {
+		return c.transform(s)
 	}
-	return nil, fmt.Errorf("%w: the data of step %d, at offset %d", ErrJournal, sequence, s.Run[0].Offset)
+	if !c.journal.fits(s.Is, s.data()) {
+		return fmt.Errorf("%w: the data of step %d, at offset %d", ErrJournal, s.After.Sequence, s.Run[0].Offset)
+	}
+	return nil
 }
 
 // plausible checks what is used as an offset or a length.

@@ -3,6 +3,7 @@ package conversion
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -11,15 +12,12 @@ import (
 )
 
 // world is storage whose writes are durable only once they are synced: a disk, a
-// journal and a descriptor. At each operation it can be left as a crash would
-// leave it.
+// journal in its folder, and a descriptor.
 type world struct {
 	disk, journal *file
-	phase         Phase  // durable, and visible
-	renamed       Phase  // visible, may not be durable; "" if it is
-	holes         []bool // blocks of the disk that were holes at first
-
-	reached marker // which the run knows to be durable
+	there         cell[bool]  // the journal in its folder
+	phase         cell[Phase] // in the descriptor
+	holes         []bool      // blocks of the disk that were holes at first
 
 	before func(op) error // is told each operation before it happens; an error fails it
 }
@@ -27,51 +25,165 @@ type world struct {
 // op is an operation on storage.
 type op struct {
 	on   string // disk, journal, folder, descriptor
-	what string // read, write, sync, create, remove, rename
+	what string // read, map, write, sync, create, remove, rename
+}
+
+// changes tells whether what is durable may differ after the operation. A read can
+// fail, and a write too, but only these are moments for a crash: between two of
+// them a crash leaves less the earlier it comes.
+func (o op) changes() bool { return o.what != "read" && o.what != "map" && o.what != "write" }
+
+// cell is a small thing that changes as a whole.
+type cell[T comparable] struct{ visible, durable T }
+
+func (c cell[T]) pending() bool { return c.visible != c.durable }
+func (c *cell[T]) sync()        { c.durable = c.visible }
+
+// values are those that a crash can leave.
+func (c cell[T]) values() []T {
+	if c.pending() {
+		return []T{c.durable, c.visible}
+	}
+	return []T{c.visible}
 }
 
 // file is what programs see of a file, what is durable of it, and the writes on the
 // way from the one to the other.
 type file struct {
-	visible, durable []byte
+	visible, durable []*sector
 	pending          []write
+	fading           []write // visible only, and only until something is written: a sync failed
 }
 
+// sector is never changed, so that worlds share what is the same in them.
+type sector struct {
+	data  [sectorSize]byte
+	hash  uint64
+	plain bool // whether secretMark is in it
+}
+
+const sectorSize = 512
+
+func newSector(data []byte) *sector {
+	s := &sector{hash: hashOf(0, data), plain: bytes.Contains(data, []byte(secretMark))}
+	copy(s.data[:], data)
+	return s
+}
+
+// write is one, in whole sectors.
 type write struct {
-	offset int64
-	data   []byte
+	first   int
+	sectors []*sector
 }
 
 func newFile(content []byte) *file {
-	return &file{visible: bytes.Clone(content), durable: bytes.Clone(content)}
+	f := &file{}
+	for p := range slices.Chunk(content, sectorSize) {
+		f.visible = append(f.visible, newSector(p))
+	}
+	f.durable = slices.Clone(f.visible)
+	return f
 }
 
-func (f *file) read(p []byte, offset int64) (int, error) {
-	if offset < 0 || offset > int64(len(f.visible)) {
-		return 0, io.EOF
-	}
-	n := copy(p, f.visible[offset:])
-	if n < len(p) {
-		return n, io.EOF
+func (f *file) size() int64 { return int64(len(f.visible)) * sectorSize }
+
+func (f *file) read(p []byte, offset int64) (n int, err error) {
+	for n < len(p) {
+		i, within := int(offset)/sectorSize, int(offset)%sectorSize
+		if i >= len(f.visible) {
+			return n, io.EOF
+		}
+		m := copy(p[n:], f.visible[i].data[within:])
+		n, offset = n+m, offset+int64(m)
 	}
 	return n, nil
 }
 
+// write may end within a sector, but not begin there.
 func (f *file) write(p []byte, offset int64) (int, error) {
-	if offset < 0 || offset+int64(len(p)) > int64(len(f.visible)) {
-		return 0, errors.New("write outside the file")
+	if offset < 0 || offset+int64(len(p)) > f.size() || offset%sectorSize != 0 {
+		return 0, errors.New("write outside the file, or within a sector")
 	}
-	copy(f.visible[offset:], p)
-	f.pending = append(f.pending, write{offset, bytes.Clone(p)})
+	f.fade()
+	w := write{first: int(offset / sectorSize)}
+	for q := range slices.Chunk(p, sectorSize) {
+		w.sectors = append(w.sectors, f.visible[w.first+len(w.sectors)].with(q))
+	}
+	copy(f.visible[w.first:], w.sectors)
+	f.pending = append(f.pending, w)
 	return len(p), nil
+}
+
+// with is the sector once p is written to its beginning.
+func (s *sector) with(p []byte) *sector {
+	if bytes.Equal(s.data[:len(p)], p) {
+		return s
+	}
+	data := s.data
+	copy(data[:], p)
+	return newSector(data[:])
+}
+
+// fade takes pages out of the cache that a failed sync took for clean.
+func (f *file) fade() {
+	for _, w := range f.fading {
+		end := w.first + len(w.sectors)
+		copy(f.visible[w.first:end], f.durable[w.first:end])
+	}
+	f.fading = f.fading[:0]
 }
 
 func (f *file) sync() {
 	for _, w := range f.pending {
-		copy(f.durable[w.offset:], w.data)
+		copy(f.durable[w.first:], w.sectors)
 	}
-	f.pending = nil
+	f.forget()
 }
+
+// forget is a sync that failed, all of whose writes are visible and not durable.
+func (f *file) forget() { f.pending = f.pending[:0] }
+
+// become makes a copy of g, without its writes on the way.
+func (f *file) become(g *file) {
+	f.visible = append(f.visible[:0], g.visible...)
+	f.durable = append(f.durable[:0], g.durable...)
+	f.fading = append(f.fading[:0], g.fading...)
+	f.forget()
+}
+
+// crash makes f what a crash leaves of g, of the writes on the way nothing.
+func (f *file) crash(g *file) {
+	f.durable = append(f.durable[:0], g.durable...)
+	f.fading = f.fading[:0]
+	f.forget()
+}
+
+// restart shows what is durable.
+func (f *file) restart() { f.visible = append(f.visible[:0], f.durable...) }
+
+// plain tells whether programs see plaintext in the file.
+func (f *file) plain() bool {
+	return slices.ContainsFunc(f.visible, func(s *sector) bool { return s.plain })
+}
+
+// flip changes a bit.
+func (f *file) flip(bit int) {
+	i := bit / 8 / sectorSize
+	data := f.visible[i].data
+	data[bit/8%sectorSize] ^= 1 << (bit % 8)
+	f.visible[i] = newSector(data[:])
+	f.durable[i] = f.visible[i]
+}
+
+func newWorld() *world { return &world{disk: new(file), journal: new(file)} }
+
+func (w *world) become(v *world) {
+	w.disk.become(v.disk)
+	w.journal.become(v.journal)
+	w.there, w.phase, w.holes, w.before = v.there, v.phase, v.holes, nil
+}
+
+func (w *world) files() [2]*file { return [2]*file{w.disk, w.journal} }
 
 func (w *world) tell(on, what string) error {
 	if w.before == nil {
@@ -85,7 +197,7 @@ type simDisk struct{ w *world }
 
 var _ image.Disk = simDisk{}
 
-func (d simDisk) Size() int64  { return int64(len(d.w.disk.visible)) }
+func (d simDisk) Size() int64  { return d.w.disk.size() }
 func (d simDisk) Close() error { return nil }
 
 func (d simDisk) ReadAt(p []byte, offset int64) (int, error) {
@@ -96,15 +208,26 @@ func (d simDisk) ReadAt(p []byte, offset int64) (int, error) {
 }
 
 func (d simDisk) WriteAt(p []byte, offset int64) (int, error) {
-	if err := d.w.tell("disk", "write"); err != nil {
+	return d.w.writeTo("disk", d.w.disk, p, offset)
+}
+
+// writeTo may be told to write a part only.
+func (w *world) writeTo(on string, f *file, p []byte, offset int64) (int, error) {
+	if err := w.tell(on, "write"); err != nil {
+		if _, short := errors.AsType[shortWrite](err); short {
+			_, _ = f.write(p[:len(p)/3], offset)
+		}
 		return 0, err
 	}
-	return d.w.disk.write(p, offset)
+	return f.write(p, offset)
 }
+
+// shortWrite is the error of a write that wrote some bytes.
+type shortWrite struct{ error }
 
 func (d simDisk) Flush() error {
 	if err := d.w.tell("disk", "sync"); err != nil {
-		d.w.disk.pending = nil // the kernel takes the pages for clean
+		d.w.disk.forget()
 		return err
 	}
 	d.w.disk.sync()
@@ -128,63 +251,70 @@ func (d simDisk) Extents(offset, length int64) ([]image.Extent, error) {
 
 // isHole: a hole is one until something is written to it.
 func (d simDisk) isHole(at, end int64) bool {
-	return d.w.holes[at/blockSize] && !slices.ContainsFunc(d.w.disk.visible[at:end], func(b byte) bool { return b != 0 })
+	return d.w.holes[at/blockSize] && !slices.ContainsFunc(d.w.disk.visible[at/sectorSize:end/sectorSize],
+		func(s *sector) bool { return s.data != [sectorSize]byte{} })
 }
 
 // simFolder is where the world's journal lies.
 type simFolder struct{ w *world }
 
+// Create leaves rubbish in the file, until all is durable.
 func (s simFolder) Create(size int64) (File, error) {
-	if err := s.w.tell("folder", "create"); err != nil {
+	w := s.w
+	if err := w.tell("folder", "create"); err != nil {
 		return nil, err
 	}
-	s.w.journal = newFile(make([]byte, size))
-	return simJournal{s.w, s.w.journal}, nil
+	w.journal.become(newFile(bytes.Repeat([]byte{0xa5}, int(size))))
+	w.there.visible = true
+	if err := w.tell("folder", "sync"); err != nil {
+		return nil, err
+	}
+	w.there.sync()
+	w.journal.become(newFile(make([]byte, size)))
+	return simJournal{w}, nil
 }
 
 func (s simFolder) Open() (File, error) {
-	if s.w.journal == nil {
+	if !s.w.there.visible {
 		return nil, fs.ErrNotExist
 	}
-	return simJournal{s.w, s.w.journal}, nil
+	return simJournal(s), nil
 }
 
 func (s simFolder) Remove() error {
 	if err := s.w.tell("folder", "remove"); err != nil {
 		return err
 	}
-	s.w.journal = nil
+	s.w.there.visible = false
+	if err := s.w.tell("folder", "sync"); err != nil {
+		return err
+	}
+	s.w.there.sync()
 	return nil
 }
 
-type simJournal struct {
-	w *world
-	*file
-}
+type simJournal struct{ w *world }
 
-func (j simJournal) Size() int64  { return int64(len(j.visible)) }
+func (j simJournal) Size() int64  { return j.w.journal.size() }
 func (j simJournal) Close() error { return nil }
 
 func (j simJournal) ReadAt(p []byte, offset int64) (int, error) {
 	if err := j.w.tell("journal", "read"); err != nil {
 		return 0, err
 	}
-	return j.read(p, offset)
+	return j.w.journal.read(p, offset)
 }
 
 func (j simJournal) WriteAt(p []byte, offset int64) (int, error) {
-	if err := j.w.tell("journal", "write"); err != nil {
-		return 0, err
-	}
-	return j.write(p, offset)
+	return j.w.writeTo("journal", j.w.journal, p, offset)
 }
 
 func (j simJournal) Sync() error {
 	if err := j.w.tell("journal", "sync"); err != nil {
-		j.pending = nil
+		j.w.journal.forget()
 		return err
 	}
-	j.sync()
+	j.w.journal.sync()
 	return nil
 }
 
@@ -196,10 +326,39 @@ func (d simDescriptor) SetPhase(p Phase) error {
 	if err := d.w.tell("descriptor", "rename"); err != nil {
 		return err
 	}
-	d.w.renamed = p
+	d.w.phase.visible = p
 	if err := d.w.tell("descriptor", "sync"); err != nil {
 		return err
 	}
-	d.w.phase, d.w.renamed = p, ""
+	d.w.phase.sync()
+	return nil
+}
+
+// atRest checks that a world is as a conversion leaves it.
+func (w *world) atRest(phase Phase, content []byte) error {
+	switch {
+	case w.phase != cell[Phase]{phase, phase}:
+		return fmt.Errorf("the phase is %v, want %s", w.phase, phase)
+	case w.there.visible || w.there.durable:
+		return errors.New("the journal is still there")
+	case len(w.disk.pending) > 0:
+		return errors.New("the disk is not durable")
+	}
+	if err := same(w.disk.visible, content); err != nil {
+		return err
+	}
+	return same(w.disk.durable, content)
+}
+
+func same(got []*sector, want []byte) error {
+	var wrong []int
+	for i, s := range got {
+		if at := i * sectorSize; !bytes.Equal(s.data[:], want[at:at+sectorSize]) {
+			wrong = append(wrong, at)
+		}
+	}
+	if wrong != nil {
+		return fmt.Errorf("wrong content in the sectors at %v", wrong)
+	}
 	return nil
 }
