@@ -22,8 +22,9 @@ const (
 	// takes long over it. It is a multiple of copyAlign.
 	copyHole = 64 << 20
 	// copyWorkers is how many pieces are on the way at once: enough to keep a
-	// disk busy with reading and writing while others are transformed.
-	copyWorkers = 4
+	// disk busy with reading and writing while others are transformed or, between
+	// two system calls, wait for a processor.
+	copyWorkers = 8
 )
 
 // Transform changes the content of a disk on its way to another. The zero
