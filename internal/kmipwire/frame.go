@@ -64,6 +64,9 @@ func (b *ResponseBatchItem) encode(e *ttlv.Encoder) error {
 			e.EncodeEnumeration(kmip14.TagResultReason, uint32(b.ResultReason))
 		}
 		encodeText(e, kmip14.TagResultMessage, b.ResultMessage)
+		if get, ok := b.ResponsePayload.(*GetResponse); ok && get.SymmetricKey != nil && get.SymmetricKey.KeyBlock.KeyWrappingData == nil {
+			return get.encodeSymmetricKey(e)
+		}
 		return e.EncodeValue(kmip14.TagResponsePayload, b.ResponsePayload)
 	})
 }

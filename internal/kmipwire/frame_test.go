@@ -2,6 +2,7 @@ package kmipwire
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"testing"
 	"time"
@@ -32,6 +33,17 @@ func TestFramesAsKMIPGoWritesThem(t *testing.T) {
 				{ResponsePayload: CreateResponse{ObjectType: kmip14.ObjectTypeSymmetricKey}},
 			},
 		},
+		"key": {BatchItem: []ResponseBatchItem{{ResponsePayload: &GetResponse{
+			ObjectType: kmip14.ObjectTypeSymmetricKey, UniqueIdentifier: "id", SymmetricKey: &SymmetricKey{KeyBlock{
+				KeyFormatType: kmip14.KeyFormatTypeRaw, KeyCompressionType: kmip14.KeyCompressionTypeECPublicKeyTypeUncompressed,
+				KeyValue:               KeyValue{KeyMaterial: []byte("a key of some bytes")},
+				CryptographicAlgorithm: kmip14.CryptographicAlgorithmAES, CryptographicLength: 152,
+			}},
+		}}}},
+		"transparent key": {BatchItem: []ResponseBatchItem{{ResponsePayload: &GetResponse{
+			SymmetricKey: &SymmetricKey{KeyBlock{KeyValue: KeyValue{KeyMaterial: []byte("key"), Transparent: true}}},
+		}}}},
+		"key elsewhere": {BatchItem: []ResponseBatchItem{{ResponsePayload: &GetResponse{SymmetricKey: &SymmetricKey{}}}}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			got, err := Marshal(m)
@@ -57,9 +69,30 @@ func TestFramesHaveAllFields(t *testing.T) {
 		reflect.TypeFor[ResponseHeader]():    5,
 		reflect.TypeFor[ProtocolVersion]():   2,
 		reflect.TypeFor[ResponseBatchItem](): 6,
+		reflect.TypeFor[GetRequest]():        4,
+		reflect.TypeFor[GetResponse]():       6,
+		reflect.TypeFor[KeyBlock]():          6,
 	} {
 		if got := frame.NumField(); got != want {
 			t.Errorf("%s has %d fields, %d are written", frame, got, want)
+		}
+	}
+}
+
+// TestGetRefusesOtherTypes: kmip-go reads any item as the type it is asked for.
+func TestGetRefusesOtherTypes(t *testing.T) {
+	for what, payload := range map[string]any{
+		"identifier":    struct{ UniqueIdentifier int }{7},
+		"format":        struct{ KeyFormatType string }{"raw"},
+		"compression":   struct{ KeyCompressionType bool }{true},
+		"specification": struct{ KeyWrappingSpecification int }{1},
+	} {
+		msg, err := ttlv.Marshal(ttlv.Value{Tag: kmip14.TagRequestPayload, Value: payload})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Unmarshal(msg, new(GetRequest)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }
