@@ -3,6 +3,8 @@
 #   make build   build bin/vmcrypt, one static binary
 #   make demo    encrypt a real disk image, look inside it, get it back: with proof
 #   make test    the whole suite, long tests and race detector included (about 5 min)
+#   make crash   crashes of conversions in place: a million states, faults, seeded mistakes
+#   make crash-full  the same with a hundred million states (an hour or two): docs/conversion.md
 #   make lint    static checks, as CI runs them
 #   make generate    write the assembly of the AES-XTS kernels anew
 #   make fuzz    every fuzz target for FUZZTIME each (2m; one package: PKG=./vmx)
@@ -24,7 +26,7 @@ FUZZTIME := 2m
 # Packages with goroutines of their own, or that hand memory to the kernel.
 RACE := ./blockcrypt ./image ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms
 
-.PHONY: help build demo test lint generate fuzz bench
+.PHONY: help build demo test crash crash-full lint generate fuzz bench
 
 help:
 	@sed -n '/^[^#]/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +50,17 @@ test:
 	[ "$$(go env GOARCH)" != amd64 ] || GOARCH=arm64 go test -count=1 -exec qemu-aarch64-static -timeout=15m ./blockcrypt
 	[ "$$(go env GOARCH)" != amd64 ] || scripts/avx512.sh
 	VMCRYPT_TEST_LONG=1 go test -count=1 -timeout=20m ./...
+	VMCRYPT_CRASH=long go test -count=1 -timeout=20m -v -run $(CRASH) ./blockcrypt/conversion
+
+# The tests that do more the more VMCRYPT_CRASH asks for.
+CRASH := '^Test(Crash|Faults|Flips)$$'
+
+crash:
+	VMCRYPT_CRASH=long go test -count=1 -timeout=20m -v -run $(CRASH) ./blockcrypt/conversion
+	VMCRYPT_TEST_LONG=1 go test -count=1 -timeout=20m -v -run TestMutants ./blockcrypt/conversion
+
+crash-full:
+	VMCRYPT_CRASH=full go test -count=1 -timeout=0 -v -run $(CRASH) ./blockcrypt/conversion
 
 lint: bin/golangci-lint
 	bin/golangci-lint run ./...

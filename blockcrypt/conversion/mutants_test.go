@@ -35,6 +35,8 @@ var mutants = []mutant{
 	// Slots
 	{"one slot for all records", "journal.go", "int64(sequence%2)*(l.zone", "int64(0)*(l.zone"},
 	{"one slot for all markers", "journal.go", "(1 + int64(sequence%2))", "(1 + int64(0))"},
+	{"turn keeps the sequence", "convert.go", "\tturned.Sequence++\n", ""},
+	{"first marker in one slot", "journal.go", "for slot := range uint64(2) {\n\t\tif err := j.writeBlock", "for slot := range uint64(1) {\n\t\tif err := j.writeBlock"},
 	{"head written once", "convert.go", "\tcopy(s.record[blockSize:], block)\n", ""},
 	{"second head not read", "recover.go", "if errors.Is(err, errBlock) {\n\t\terr = c", "if false {\n\t\terr = c"},
 	// Recovery
