@@ -3,8 +3,6 @@ package blockcrypt
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -164,26 +162,5 @@ func TestFastestPassesOverBrokenEngines(t *testing.T) {
 		if !strings.Contains(warning.Error(), words) {
 			t.Errorf("warning %q, want %q", warning, words)
 		}
-	}
-}
-
-// TestFIPSMode runs this test binary again in Go's FIPS 140 mode, where only Go's
-// own module may encrypt.
-func TestFIPSMode(t *testing.T) {
-	if os.Getenv("VMCRYPT_TEST_FIPS") != "" {
-		for _, e := range Engines() {
-			if missing := e.Missing(); (missing == "") != (e.Name() == "crypto-aes") {
-				t.Errorf("%s: %q", e.Name(), missing)
-			}
-		}
-		if e := fastest(t); e.Name() != "crypto-aes" {
-			t.Errorf("%s is the fastest", e.Name())
-		}
-		return
-	}
-	c := exec.Command(os.Args[0], "-test.run=^TestFIPSMode$")
-	c.Env = append(os.Environ(), "VMCRYPT_TEST_FIPS=1", "GODEBUG=fips140=on")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
 	}
 }
