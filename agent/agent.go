@@ -51,7 +51,7 @@ type Unfinished struct {
 	Node   string
 	Path   string
 	State  string // of the disk: vmx.StateEncrypting, ...
-	Others bool   // an operation on all disks of the target would begin with others too
+	Named  bool   // the disk has to be named to go on with it, and with no other
 	Err    error  // what stopped the conversion in this run; nil if it was found so
 }
 

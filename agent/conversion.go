@@ -175,17 +175,16 @@ func (j *conversionJob) last(end conversion.Phase) (*vmx.Record, error) {
 	return &rec, sign(&rec, key)
 }
 
-// checkEnd fails if the conversion was at the other end already, but for the last
-// steps: it can't be turned round there.
+// checkEnd fails if there was nothing left to turn round: but for its last steps
+// the conversion was at the other end.
 func (j *conversionJob) checkEnd(end conversion.Phase, abort bool) error {
-	if abort == (end == conversion.Reverted) {
-		return nil
+	switch {
+	case abort && end == conversion.Converted:
+		return fmt.Errorf("%w: too late to abort the conversion of disk %s (%s): it was complete", ErrState, j.disk.Node, j.disk.Path)
+	case !abort && end == conversion.Reverted:
+		return fmt.Errorf("%w: the conversion of disk %s (%s) was aborted, and it is what it was before", ErrState, j.disk.Node, j.disk.Path)
 	}
-	became := StatePlain
-	if j.disk.Record != nil {
-		became = j.disk.Record.State
-	}
-	return fmt.Errorf("%w: disk %s (%s) was at the other end already, and is %s now", ErrState, j.disk.Node, j.disk.Path, became)
+	return nil
 }
 
 // measure adds the disk to the work of a run, and what was done of it before.

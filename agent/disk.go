@@ -56,7 +56,7 @@ func (d Disk) checkFinished() error {
 func (d Disk) unfinished(cause error) error {
 	return &Unfinished{
 		Target: d.target.Path, Node: d.Node, Path: d.Path, State: d.Record.State,
-		Others: d.target.hasOthers(d.Record.State), Err: cause,
+		Named: d.target.hasOthers(d.Record.State) || !d.isBeneath(), Err: cause,
 	}
 }
 

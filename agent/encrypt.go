@@ -58,14 +58,13 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	})
 }
 
-// checkPoweredOff refuses a suspended VM: the file with its memory would stay
-// plain.
+// checkPoweredOff refuses a suspended VM: the file with its memory stays as it is.
 func (t *Target) checkPoweredOff() error {
 	if t.bare {
 		return nil
 	}
 	if saved, _ := t.file.Get("checkpoint.vmState"); saved != "" {
-		return fmt.Errorf("%w: %s is suspended, and its memory in %s would stay plain", ErrState, t.Path, saved)
+		return fmt.Errorf("%w: %s is suspended, with its memory in plain in %s: resume it and shut it down", ErrState, t.Path, saved)
 	}
 	return nil
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
@@ -160,7 +162,7 @@ func (run *inPlace) checkBeginning(t *Target) error {
 
 // convertAll converts one disk after the other.
 func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inPlace) error {
-	jobs, err := openConversions(t, disks)
+	jobs, err := run.open(t, disks)
 	defer closeConversions(jobs)
 	if err != nil {
 		return err
@@ -180,13 +182,13 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 	return nil
 }
 
-// openConversions opens and locks all disks. After an error some are open.
-func openConversions(t *Target, disks []Disk) (jobs []*conversionJob, err error) {
-	if err := checkNames(t); err != nil {
+// open opens and locks all disks. After an error some are open.
+func (run *inPlace) open(t *Target, disks []Disk) (jobs []*conversionJob, err error) {
+	if err := t.checkNames(); err != nil {
 		return nil, err
 	}
 	for _, d := range disks {
-		f, err := image.Open(d.Path, d.Format, image.ReadWrite)
+		f, err := d.openToConvert(len(run.nodes) > 0)
 		if err != nil {
 			return jobs, fmt.Errorf("disk %s: %w", d.Node, err)
 		}
@@ -204,22 +206,49 @@ func closeConversions(jobs []*conversionJob) {
 	}
 }
 
+// openToConvert opens a disk to change it. One that the user did not name has to
+// lie in the VM's folder: a descriptor must not have other files of the host
+// changed.
+func (d Disk) openToConvert(named bool) (*image.File, error) {
+	if named || d.target.bare {
+		return image.Open(d.Path, d.Format, image.ReadWrite)
+	}
+	f, err := image.OpenBeneath(filepath.Dir(d.target.Descriptor), d.fileName, d.Format, image.ReadWrite)
+	if err != nil && !d.isBeneath() {
+		return nil, fmt.Errorf("%w: %s is not in the VM's folder: name the disk if that file is to be converted", ErrInPlace, d.Path)
+	}
+	return f, err
+}
+
+// isBeneath tells whether a disk lies in its VM's folder, and no link leads to it.
+func (d Disk) isBeneath() bool {
+	if d.target.bare {
+		return true
+	}
+	folder := resolved(filepath.Dir(d.target.Descriptor))
+	return filepath.IsLocal(d.fileName) && resolved(d.Path) == filepath.Join(folder, d.fileName)
+}
+
 // checkNames refuses a target where somebody who comes by another name would not
 // find what tells of the conversion: the descriptor of an image lies beside it.
-func checkNames(t *Target) error {
-	for i, d := range t.Disks {
-		info, err := os.Stat(d.Path)
-		if err != nil {
-			continue // who opens it will tell
-		}
-		for _, other := range t.Disks[:i] {
-			if o, err := os.Stat(other.Path); err == nil && os.SameFile(info, o) {
-				return fmt.Errorf("%w: the disks %s and %s are the same file, %s", ErrInPlace, other.Node, d.Node, d.Path)
-			}
-		}
-	}
+func (t *Target) checkNames() error {
 	if info, err := os.Lstat(t.Path); err == nil && t.bare && info.Mode()&os.ModeSymlink != 0 {
 		return fmt.Errorf("%w: %s is a symbolic link: name the image itself, %s", ErrInPlace, t.Path, resolved(t.Path))
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(t.Descriptor, &stat); err == nil && stat.Nlink > 1 {
+		return fmt.Errorf("%w: %s has %d hard links, and the others would stay as they are", ErrInPlace, t.Descriptor, stat.Nlink)
+	}
+	seen := make(map[[2]uint64]Disk)
+	for _, d := range t.Disks {
+		if err := unix.Stat(d.Path, &stat); err != nil {
+			continue // who opens it will tell
+		}
+		file := [2]uint64{stat.Dev, stat.Ino}
+		if other, ok := seen[file]; ok {
+			return fmt.Errorf("%w: the disks %s and %s are the same file, %s", ErrInPlace, other.Node, d.Node, d.Path)
+		}
+		seen[file] = d
 	}
 	return nil
 }
@@ -279,19 +308,28 @@ func begin(ctx context.Context, keys *keyring, t *Target, jobs []*conversionJob)
 	if err := (descriptor{t}).apply(changes); err != nil {
 		return err
 	}
+	if err := readBackKeys(ctx, keys, t, jobs); err != nil {
+		begun := jobs[0].disk
+		begun.Record = jobs[0].first
+		return begun.unfinished(fmt.Errorf("read back: %w", err))
+	}
+	return nil
+}
+
+func readBackKeys(ctx context.Context, keys *keyring, t *Target, jobs []*conversionJob) error {
 	written, err := t.reopen()
 	if err != nil {
-		return fmt.Errorf("read back: %w", err)
+		return err
 	}
 	for _, j := range jobs {
 		if j.disk, err = written.disk(j.disk.Node); err != nil {
-			return fmt.Errorf("read back: %w", err)
+			return err
 		}
 		if !j.disk.amidConversion() {
-			return fmt.Errorf("%w: read back, disk %s has no conversion", ErrDescriptor, j.disk.Node)
+			return fmt.Errorf("%w: disk %s has no conversion", ErrDescriptor, j.disk.Node)
 		}
 		if err := j.unwrap(ctx, keys); err != nil {
-			return fmt.Errorf("unwrap what was just wrapped: %w", err)
+			return err
 		}
 	}
 	return nil

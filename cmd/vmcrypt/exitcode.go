@@ -93,7 +93,7 @@ var hints = []struct {
 	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
 	{conversion.ErrJournal, "bring the journal back as it was, beside the disk; nothing was written"},
-	{agent.ErrInPlace, "convert it to a copy with --output PATH"},
+	{agent.ErrInPlace, "encrypt and decrypt can leave it as it is and write a copy, with --output PATH"},
 	{agent.ErrState, "\"vmcrypt status\" shows what the disks are; --disk chooses among those of a VM"},
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},

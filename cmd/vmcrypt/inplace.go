@@ -56,7 +56,7 @@ func finishCommand(u *agent.Unfinished) string {
 	command := map[string]string{
 		agent.StateEncrypting: "vmcrypt encrypt", agent.StateDecrypting: "vmcrypt decrypt", agent.StateRekeying: "vmcrypt rekey --deep",
 	}[u.State] + " " + shellWord(u.Target)
-	if u.Others {
+	if u.Named {
 		command += " --disk " + u.Node
 	}
 	return command
