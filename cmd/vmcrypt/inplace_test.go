@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -246,8 +247,9 @@ func lastLine(text string) string {
 	return lines[len(lines)-1]
 }
 
-// interrupt runs a conversion with small steps, and interrupts it amid one disk.
-func (h *home) interrupt(args ...string) result {
+// halfWay runs a conversion with small steps, and disturbs it amid one disk. It
+// gives the last line of the progress, too.
+func (h *home) halfWay(disturb func(*exec.Cmd, io.ReadCloser), args ...string) result {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
@@ -261,22 +263,21 @@ func (h *home) interrupt(args ...string) result {
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() || !strings.Contains(lines.Text(), `"progress"`) {
-		h.t.Fatalf("%q, %v\n%s", lines.Text(), lines.Err(), stderr.String())
+	reader := bufio.NewReader(out)
+	line, err := reader.ReadString('\n')
+	if err != nil || !strings.Contains(line, `"progress"`) {
+		h.t.Fatalf("%q, %v\n%s", line, err, stderr.String())
 	}
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		h.t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, out)
+	disturb(cmd, out)
+	rest, _ := io.ReadAll(reader)
 	_ = cmd.Wait()
-	return result{stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+	return result{line + string(rest), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
 // interrupted is interrupt that has to leave a disk in a state.
 func (h *home) interrupted(want string, args ...string) {
 	h.t.Helper()
-	r := h.interrupt(args...)
+	r := h.halfWay(func(cmd *exec.Cmd, _ io.ReadCloser) { _ = cmd.Process.Signal(os.Interrupt) }, args...)
 	if r.code != exitUnfinished || !strings.Contains(r.stderr, "interrupted") || !strings.Contains(r.stderr, "--abort") {
 		h.t.Fatalf("%v: exit code %d\n%s", args, r.code, r.stderr)
 	}
@@ -292,7 +293,7 @@ func TestInPlaceInterrupted(t *testing.T) {
 	h := newHome(t)
 	dir := t.TempDir()
 	plain, disk := filepath.Join(dir, "plain"), filepath.Join(dir, "disk.img")
-	holedImage(t, plain, 4<<20)
+	holedImage(t, plain, 2<<20)
 	copyFile(t, disk, plain)
 	isPlain := func() {
 		t.Helper()
@@ -366,6 +367,89 @@ func TestInPlaceInterruptedVM(t *testing.T) {
 	}
 }
 
+// TestInPlaceProgress: what was done before counts, whichever way it goes.
+func TestInPlaceProgress(t *testing.T) {
+	h := newHome(t)
+	const size = 2 << 20
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, size)
+	goOn := func(done int64, args ...string) {
+		t.Helper()
+		first, last := progressOf(t, h.ok(append(args, "--json")...))
+		if first.Done < done || first.Total != size || last.Done != size {
+			t.Errorf("%v: from %+v to %+v, after %d", args, first, last, done)
+		}
+	}
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	goOn(*state(t, disk).Conversion.PositionBytes, "encrypt", disk)
+	h.interrupted(agent.StateDecrypting, "decrypt", disk)
+	const step = 4096 // may be on its way, and comes to its end before it is undone
+	goOn(size-*state(t, disk).Conversion.PositionBytes-step, "decrypt", disk, "--abort")
+}
+
+type progressLine struct {
+	Type  string `json:"type"`
+	Done  int64  `json:"doneBytes"`
+	Total int64  `json:"totalBytes"`
+}
+
+func progressOf(t *testing.T, lines string) (first, last progressLine) {
+	t.Helper()
+	for text := range strings.Lines(lines) {
+		line := parseJSON[progressLine](t, text)
+		if line.Type != "progress" {
+			continue
+		}
+		if first.Type == "" {
+			first = line
+		}
+		if last.Done > line.Done {
+			t.Errorf("%+v comes after %+v", line, last)
+		}
+		last = line
+	}
+	return first, last
+}
+
+// TestInPlaceNobodyReads: it stops, and not in silence.
+func TestInPlaceNobodyReads(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 4<<20)
+	r := h.halfWay(func(_ *exec.Cmd, out io.ReadCloser) { out.Close() }, "encrypt", disk)
+	if r.code != exitUnfinished || !strings.Contains(r.stderr, "vmcrypt encrypt "+disk) {
+		t.Errorf("exit code %d, %s", r.code, r.stderr)
+	}
+	h.ok("encrypt", disk, "--abort")
+}
+
+// TestInPlaceEditedMeanwhile: what people write into the descriptor during a
+// conversion stays there, unless it is the disk's record.
+func TestInPlaceEditedMeanwhile(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\n")
+	holedImage(t, at("plain"), 2<<20)
+	copyFile(t, at("vm/a.img"), at("plain"))
+	target := at("vm/vm.vmx")
+	edit := func(change func([]byte) []byte) func(*exec.Cmd, io.ReadCloser) {
+		return func(*exec.Cmd, io.ReadCloser) { write(t, target, change(read(t, target))) }
+	}
+	const line = "memsize = \"4096\"\n"
+	if r := h.halfWay(edit(func(b []byte) []byte { return append(b, line...) }), "encrypt", target); r.code != exitDone {
+		t.Fatalf("exit code %d, %s", r.code, r.stderr)
+	}
+	h.isEncrypted(target, "scsi0:0", at("plain"))
+	if !bytes.HasSuffix(read(t, target), []byte(line)) {
+		t.Error("the new line is gone")
+	}
+	good := read(t, target)
+	r := h.halfWay(edit(func([]byte) []byte { return good }), "rekey", target, "--deep")
+	if r.code != exitUnfinished || !strings.Contains(r.stderr, "somebody else changed") {
+		t.Errorf("exit code %d, %s", r.code, r.stderr)
+	}
+	h.fails(exitTampered, []string{"journal"}, "decrypt", target)
+}
+
 // TestInPlaceTampered: whatever does not fit ends the command before it has
 // written anything.
 func TestInPlaceTampered(t *testing.T) {
@@ -422,6 +506,65 @@ func TestInPlaceTampered(t *testing.T) {
 	h.fails(exitTampered, []string{disk}, "encrypt", disk)
 	write(t, descriptor, goodDescriptor)
 	h.ok("encrypt", disk)
+}
+
+// TestInPlaceFlippedBits flips bits of each value of the record of a disk that is
+// rekeyed, some of them or, in long tests, all. Nothing is written then. It runs in this process, since there are so many.
+func TestInPlaceFlippedBits(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	disk, plain := filepath.Join(dir, "disk.img"), filepath.Join(dir, "plain")
+	holedImage(t, plain, 1<<20)
+	copyFile(t, disk, plain)
+	h.ok("encrypt", disk)
+	h.interrupted(agent.StateRekeying, "rekey", disk, "--deep")
+	good := read(t, disk+".vmx")
+	found := vmcryptValue.FindAllSubmatchIndex(good, -1)
+	if len(found) != 16 {
+		t.Fatalf("%d values, want 16", len(found))
+	}
+	before := [3]string{sum(t, disk), sum(t, disk+".vmcrypt-journal"), fmt.Sprint(names(t, dir))}
+	for _, m := range found {
+		for at := m[4]; at < m[5]; at++ {
+			for _, bit := range bitsToFlip() {
+				bad := slices.Clone(good)
+				bad[at] ^= 1 << bit
+				write(t, disk+".vmx", bad)
+				if code := h.rekeyHere(disk); !allowed(string(good[m[2]:m[3]]), code) {
+					t.Errorf("%q became %q: exit code %d", good[m[2]:m[5]], bad[m[2]:m[5]], code)
+				}
+			}
+		}
+	}
+	if after := [3]string{sum(t, disk), sum(t, disk+".vmcrypt-journal"), fmt.Sprint(names(t, dir))}; after != before {
+		t.Error("something was written")
+	}
+	write(t, disk+".vmx", good)
+	h.ok("rekey", disk, "--deep")
+	h.isEncrypted(disk, "scsi0:0", plain)
+}
+
+// bitsToFlip of a byte.
+func bitsToFlip() []int {
+	switch {
+	case os.Getenv("VMCRYPT_TEST_LONG") == "1":
+		return []int{0, 1, 2, 3, 4, 5, 6, 7}
+	case rand.IntN(8) > 0:
+		return nil
+	}
+	return []int{rand.IntN(8)}
+}
+
+// rekeyHere rekeys an image in this process, and gives the exit code.
+func (h *home) rekeyHere(path string) int {
+	target, err := agent.Open(path, "")
+	if err == nil {
+		_, err = h.environment().host().Rekey(h.t.Context(), target, agent.RekeyOptions{})
+	}
+	if err == nil {
+		return exitDone
+	}
+	return exitCode(err)
 }
 
 // TestInPlaceOldDescriptor: a descriptor from before the conversion does not make

@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitDone
 	}
-	if errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, syscall.EPIPE) && !errors.Is(err, agent.ErrUnfinished) {
 		return exitFailure // who reads no more needs no message
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
