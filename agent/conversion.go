@@ -41,19 +41,19 @@ func (j *conversionJob) unwrap(ctx context.Context, keys *keyring) error {
 }
 
 // convert takes the conversion to its end, and the record to what it is after it.
-func (j *conversionJob) convert(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) error {
-	phase, err := j.run(ctx, engine, opts, m)
+func (j *conversionJob) convert(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (conversion.Phase, error) {
+	end, err := j.run(ctx, engine, opts, m)
 	if err == nil {
-		err = j.finish(phase)
+		err = j.finish(end)
 	}
 	switch {
 	case errors.Is(err, conversion.ErrJournal):
-		return fmt.Errorf("disk %s (%s): %s: %w", j.disk.Node, j.disk.Path, j.journal.path, err)
+		return "", fmt.Errorf("disk %s (%s): %s: %w", j.disk.Node, j.disk.Path, j.journal.path, err)
 	case err != nil:
-		return j.disk.unfinished(err)
+		return "", j.disk.unfinished(err)
 	}
 	m.add(j.disk.Node, j.left)
-	return j.checkEnd(phase, opts.Abort)
+	return end, nil
 }
 
 func (j *conversionJob) run(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (conversion.Phase, error) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -174,12 +175,15 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 	for _, j := range jobs {
 		j.measure(meter, run.Abort)
 	}
+	var tooLate []error
 	for _, j := range jobs {
-		if err := j.convert(ctx, h.Engine, run.InPlace, meter); err != nil {
+		end, err := j.convert(ctx, h.Engine, run.InPlace, meter)
+		if err != nil {
 			return err
 		}
+		tooLate = append(tooLate, j.checkEnd(end, run.Abort))
 	}
-	return nil
+	return errors.Join(tooLate...)
 }
 
 // open opens and locks all disks. After an error some are open.

@@ -367,6 +367,33 @@ func TestInPlaceInterruptedVM(t *testing.T) {
 	}
 }
 
+// TestInPlaceJournal: it is private, and that of an encryption holds no plaintext.
+func TestInPlaceJournal(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 2<<20)
+	plain := newBlockSet()
+	eachPiece(t, disk, func(_ int64, b []byte) {
+		for i := 0; i < len(b); i += 16 {
+			if !bytes.Equal(b[i:i+16], make([]byte, 16)) {
+				plain.add(b[i : i+16])
+			}
+		}
+	})
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	journal := disk + ".vmcrypt-journal"
+	if i := plain.find(read(t, journal)); i >= 0 {
+		t.Errorf("plaintext in the journal, at %d", i)
+	}
+	info, err := os.Stat(journal)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if allocated := info.Sys().(*syscall.Stat_t).Blocks * 512; allocated < info.Size() {
+		t.Errorf("%d bytes of the journal's %d have their space", allocated, info.Size())
+	}
+}
+
 // TestInPlaceProgress: what was done before counts, whichever way it goes.
 func TestInPlaceProgress(t *testing.T) {
 	h := newHome(t)

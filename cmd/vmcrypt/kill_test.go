@@ -61,7 +61,7 @@ type killer struct {
 func newKiller(t *testing.T) *killer {
 	dir := t.TempDir()
 	k := &killer{home: newHome(t), plain: filepath.Join(dir, "plain"), disk: filepath.Join(dir, "disk.img")}
-	holedImage(t, k.plain, 4<<20)
+	holedImage(t, k.plain, 2<<20)
 	copyFile(t, k.disk, k.plain)
 	return k
 }
@@ -97,7 +97,7 @@ func (k *killer) patience(left int) time.Duration {
 	if left == 0 {
 		return time.Minute
 	}
-	return time.Duration(30+rand.IntN(300)) * time.Millisecond
+	return time.Duration(50+rand.IntN(250)) * time.Millisecond
 }
 
 // runFor runs a conversion, kills it after some time, and tells whether it had
