@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -84,7 +84,7 @@ func (k *killer) convert(command, amid string, left int) int {
 		case complete && !abort:
 			return left
 		case after.State == amid:
-			left--
+			left = max(left-1, 0)
 			if after.Conversion.Direction == agent.DirectionBackward {
 				k.backward++
 			}
@@ -111,13 +111,20 @@ func (k *killer) runFor(limit time.Duration, command string, abort bool) bool {
 	if abort {
 		args = append(args, "--abort")
 	}
-	ctx, cancel := context.WithTimeout(k.t.Context(), limit)
-	defer cancel()
-	r := k.finish(k.command(ctx, args...))
-	// Once all sectors are as before, or none is, a conversion can't be turned.
-	turned := strings.Contains(r.stderr, "was aborted") || strings.Contains(r.stderr, "too late to abort")
-	if r.code > 0 && !(r.code == exitFailure && turned) {
-		k.t.Fatalf("%v: exit code %d\n%s", args, r.code, r.stderr)
+	cmd := k.command(k.t.Context(), args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		k.t.Fatal(err)
 	}
-	return r.code == exitDone
+	timer := time.AfterFunc(limit, func() { cmd.Process.Kill() })
+	_ = cmd.Wait()
+	timer.Stop()
+	code, said := cmd.ProcessState.ExitCode(), stderr.String()
+	// Once all sectors are as before, or none is, a conversion can't be turned.
+	turned := strings.Contains(said, "was aborted") || strings.Contains(said, "too late to abort")
+	if code > 0 && !(code == exitFailure && turned) {
+		k.t.Fatalf("%v: exit code %d\n%s", args, code, said)
+	}
+	return code == exitDone
 }
