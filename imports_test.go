@@ -21,12 +21,12 @@ const module = "github.com/vmcrypt/vmcrypt"
 // and kms, the two ends of KMIP, meet only in cmd; what is made for tests is
 // imported by tests alone. A new package needs a line here.
 var mayImport = map[string][]string{
-	"agent": {"blockcrypt", "browse", "dek", "image", "internal/durable",
+	"agent": {"blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/durable",
 		"internal/secret", "kek", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
 	"browse":                     {"image"},
-	"cmd/vmcrypt":                {"agent", "blockcrypt", "browse", "dek", "image", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
+	"cmd/vmcrypt":                {"agent", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
 	"dek":                        {"internal/secret"},
 	"image":                      {},
 	"internal/ceiling":           {},

@@ -26,6 +26,8 @@ var (
 	ErrState = errors.New("wrong state for this operation")
 	// ErrUnfinished: a conversion in place of the disk was interrupted.
 	ErrUnfinished = errors.New("a conversion is not finished")
+	// ErrInPlace: the disk can't be converted where it lies.
+	ErrInPlace = errors.New("no conversion in place")
 	// ErrNode: the descriptor has no disk at the named node, or several where one
 	// must be named.
 	ErrNode = errors.New("which disk")
@@ -42,6 +44,32 @@ var (
 	// ErrOutput: the output can't be what was asked for.
 	ErrOutput = errors.New("unusable output")
 )
+
+// Unfinished is the ErrUnfinished of one disk.
+type Unfinished struct {
+	Target string // as the user named it
+	Node   string
+	Path   string
+	State  string // of the disk: vmx.StateEncrypting, ...
+	Named  bool   // the disk has to be named to go on with it, and with no other
+	Err    error  // what stopped the conversion in this run; nil if it was found so
+}
+
+func (u *Unfinished) Error() string {
+	text := fmt.Sprintf("%v: disk %s (%s) is %s", ErrUnfinished, u.Node, u.Path, u.State)
+	if u.Err != nil {
+		text += ": " + u.Err.Error()
+	}
+	return text
+}
+
+// Unwrap gives ErrUnfinished, and what stopped the conversion.
+func (u *Unfinished) Unwrap() []error {
+	if u.Err == nil {
+		return []error{ErrUnfinished}
+	}
+	return []error{ErrUnfinished, u.Err}
+}
 
 // Host is what the workflows need of the machine they run on.
 type Host struct {

@@ -118,10 +118,12 @@ type meter struct {
 }
 
 func (m *meter) at(node string) func(int64) {
-	if m.report == nil {
-		return nil
-	}
-	return func(n int64) {
-		m.report(Progress{Node: node, Done: m.done.Add(n), Total: m.total})
+	return func(n int64) { m.add(node, n) }
+}
+
+func (m *meter) add(node string, n int64) {
+	done := m.done.Add(n)
+	if m.report != nil {
+		m.report(Progress{Node: node, Done: done, Total: m.total})
 	}
 }

@@ -9,15 +9,23 @@ import (
 
 // DecryptOptions says what is decrypted, and to where.
 type DecryptOptions struct {
-	Output string   // a new folder for a VM, a new file for an image
-	Disks  []string // nodes; none means all
+	Output  string   // a new folder for a VM, a new file for an image; empty means in place
+	InPlace InPlace  // without Output
+	Disks   []string // nodes; none means all
 }
 
 // Decrypt writes a plain copy of the target: a VM with its disks decrypted, and
 // nothing of vmcrypt in its descriptor, or a disk image. Only their owner can
 // read what it writes. It returns the status of the result. After an error the
 // output does not exist.
+//
+// Without an output it decrypts the disks where they lie, or goes on with that.
+// Plain disks are left as they are. After an error that is an Unfinished, the same
+// call goes on.
 func (h *Host) Decrypt(ctx context.Context, t *Target, opts DecryptOptions) (*Status, error) {
+	if opts.Output == "" {
+		return h.inPlace(ctx, t, &inPlace{kind: decrypting, nodes: opts.Disks, InPlace: opts.InPlace, begin: beginDecryption})
+	}
 	disks, err := t.selectDisks(opts.Disks, true)
 	if err != nil {
 		return nil, err

@@ -28,6 +28,13 @@ func (d Disk) check(f *image.File) error {
 	if err := d.checkFinished(); err != nil {
 		return err
 	}
+	if err := checkNoJournal(f.DataPath()); err != nil {
+		return err
+	}
+	return d.checkMarkOf(f)
+}
+
+func (d Disk) checkMarkOf(f *image.File) error {
 	mark, _, err := f.DiskUUID()
 	if err != nil {
 		return err
@@ -41,7 +48,16 @@ func (d Disk) checkFinished() error {
 	if d.Record == nil || !d.Record.Unfinished() {
 		return nil
 	}
-	return fmt.Errorf("%w: disk %s (%s) is %s", ErrUnfinished, d.Node, d.Path, d.Record.State)
+	return d.unfinished(nil)
+}
+
+// unfinished says that a conversion of the disk is to be finished, and what
+// stopped it if that was in this run.
+func (d Disk) unfinished(cause error) error {
+	return &Unfinished{
+		Target: d.target.Path, Node: d.Node, Path: d.Path, State: d.Record.State,
+		Named: d.target.hasOthers(d.Record.State) || !d.isBeneath(), Err: cause,
+	}
 }
 
 // checkMark compares the mark of the disk's file with its record. A marked file
@@ -99,10 +115,17 @@ func (d Disk) unlock(ctx context.Context, keys *keyring, f *image.File) (*blockc
 		return nil, err
 	}
 	defer key.Destroy()
-	// Only now is the recorded size known to be true.
-	if f.Size() != d.Record.Size {
-		return nil, fmt.Errorf("%w: %s has %d bytes, but its record is of a disk of %d: it was cut, grown or swapped",
-			ErrDescriptor, f.DataPath(), f.Size(), d.Record.Size)
+	if err := d.checkSize(f); err != nil {
+		return nil, err
 	}
 	return keys.host.Engine.NewCipher(key.Bytes(), d.Record.SectorSize)
+}
+
+// checkSize compares the file with a record that is known to be authentic.
+func (d Disk) checkSize(f *image.File) error {
+	if f.Size() == d.Record.Size {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %d bytes, but its record is of a disk of %d: it was cut, grown or swapped",
+		ErrDescriptor, f.DataPath(), f.Size(), d.Record.Size)
 }

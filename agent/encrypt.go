@@ -7,15 +7,15 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
-	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// EncryptOptions says how disks are encrypted. All fields but Disks and KEKID
-// are needed.
+// EncryptOptions says how disks are encrypted. Alias, SectorSize and Holes are
+// needed, but not to go on with what was begun.
 type EncryptOptions struct {
-	Output     string   // a new folder for a VM, a new file for an image
+	Output     string   // a new folder for a VM, a new file for an image; empty means in place
+	InPlace    InPlace  // without Output
 	Disks      []string // nodes; none means all
 	Alias      string   // the key managers
 	KEKID      string   // the KEK; none means a new one
@@ -27,7 +27,14 @@ type EncryptOptions struct {
 // its descriptor completed and its other files, or a disk image with its
 // descriptor. All disks of the run share one KEK. It returns the status of the
 // result. After an error the output does not exist.
+//
+// Without an output it encrypts the disks where they lie, or goes on with that.
+// Disks that are encrypted are left as they are. After an error that is an
+// Unfinished, the same call goes on.
 func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*Status, error) {
+	if opts.Output == "" {
+		return h.inPlace(ctx, t, &inPlace{kind: encrypting, nodes: opts.Disks, InPlace: opts.InPlace, begin: opts.begin})
+	}
 	disks, err := t.selectDisks(opts.Disks, false)
 	if err != nil {
 		return nil, err
@@ -51,14 +58,13 @@ func (h *Host) Encrypt(ctx context.Context, t *Target, opts EncryptOptions) (*St
 	})
 }
 
-// checkPoweredOff refuses a suspended VM: the file with its memory would stay
-// plain.
+// checkPoweredOff refuses a suspended VM: the file with its memory stays as it is.
 func (t *Target) checkPoweredOff() error {
 	if t.bare {
 		return nil
 	}
 	if saved, _ := t.file.Get("checkpoint.vmState"); saved != "" {
-		return fmt.Errorf("%w: %s is suspended, and its memory in %s would stay plain", ErrState, t.Path, saved)
+		return fmt.Errorf("%w: %s is suspended, with its memory in plain in %s: resume it and shut it down", ErrState, t.Path, saved)
 	}
 	return nil
 }
@@ -97,21 +103,8 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []*job, o
 		return err
 	}
 	for _, j := range jobs {
-		rec := &vmx.Record{
-			State:      vmx.StateEncrypted,
-			DiskUUID:   uuid.New(),
-			Size:       j.src.Size(),
-			Cipher:     vmx.CipherXTS,
-			SectorSize: opts.SectorSize,
-			Holes:      string(opts.Holes),
-		}
-		key, err := dek.New()
-		if err != nil {
-			return err
-		}
-		err = seal(rec, key, opts.Alias, wrapper)
-		key.Destroy()
-		if err != nil {
+		rec := opts.record(j.src.Size())
+		if err := wrapNew(rec, opts.Alias, wrapper); err != nil {
 			return err
 		}
 		if err := out.file.SetRecord(j.disk.Node, rec); err != nil {
@@ -119,6 +112,18 @@ func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []*job, o
 		}
 	}
 	return nil
+}
+
+// record is that of a new encrypted disk, without a key.
+func (opts EncryptOptions) record(size int64) *vmx.Record {
+	return &vmx.Record{
+		State:      vmx.StateEncrypted,
+		DiskUUID:   uuid.New(),
+		Size:       size,
+		Cipher:     vmx.CipherXTS,
+		SectorSize: opts.SectorSize,
+		Holes:      string(opts.Holes),
+	}
 }
 
 // readBack takes each record from the descriptor as it lies on disk: the DEK that

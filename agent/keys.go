@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
@@ -69,16 +70,47 @@ func (k *keyring) wipe() {
 	}
 }
 
-// unwrap returns the DEK of a disk by the first of its recipients that leads to
-// one, once the record is shown to be authentic under it.
+// unwrap returns the DEK of a disk that is not amid a conversion, once the record
+// is shown to be authentic under it.
 func (k *keyring) unwrap(ctx context.Context, d Disk) (*secret.Buffer, error) {
+	keys, err := k.unwrapAll(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+// unwrapAll returns all DEKs of a disk, in the order that dek.MAC takes them: two
+// of one that is rekeyed. Of the recipients of each DEK the first counts that
+// leads to one under which the record is authentic.
+func (k *keyring) unwrapAll(ctx context.Context, d Disk) ([]*secret.Buffer, error) {
+	groups := [][]vmx.Recipient{d.Record.Recipients}
+	if len(d.Record.Previous) > 0 {
+		groups = [][]vmx.Recipient{d.Record.Previous, d.Record.Recipients}
+	}
+	keys, err := k.unwrapGroups(ctx, d.Record, groups, nil)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.Node, err)
+	}
+	return keys, nil
+}
+
+// unwrapGroups adds a DEK of each group to those that it has.
+func (k *keyring) unwrapGroups(ctx context.Context, rec *vmx.Record, groups [][]vmx.Recipient, has []*secret.Buffer) ([]*secret.Buffer, error) {
+	if len(groups) == 0 {
+		return has, dek.VerifyMAC(rec.MAC, state(rec), has...)
+	}
 	var failed []error
-	for _, r := range d.Record.Recipients {
-		key, err := k.unwrapBy(ctx, d.Record, r)
+	for _, r := range groups[0] {
+		key, err := k.unwrapBy(ctx, rec, r)
 		if err == nil {
-			return key, nil
+			var all []*secret.Buffer
+			if all, err = k.unwrapGroups(ctx, rec, groups[1:], append(slices.Clone(has), key)); err == nil {
+				return all, nil
+			}
+			key.Destroy()
 		}
-		failed = append(failed, fmt.Errorf("disk %s: KEK %s at %q: %w", d.Node, r.KEKID, r.Alias, err))
+		failed = append(failed, fmt.Errorf("KEK %s at %q: %w", r.KEKID, r.Alias, err))
 	}
 	return nil, errors.Join(failed...)
 }
@@ -88,25 +120,35 @@ func (k *keyring) unwrapBy(ctx context.Context, rec *vmx.Record, r vmx.Recipient
 	if err != nil {
 		return nil, err
 	}
-	key, err := dek.Unwrap(r.WrappedKey, wrapper.Material, binding(rec, r.KEKID))
-	if err != nil {
-		return nil, err
-	}
-	if err := dek.VerifyMAC(rec.MAC, state(rec), key); err != nil {
-		key.Destroy()
-		return nil, err
-	}
-	return key, nil
+	return dek.Unwrap(r.WrappedKey, wrapper.Material, binding(rec, r.KEKID))
 }
 
-// seal gives a record its one recipient and its MAC.
-func seal(rec *vmx.Record, key *secret.Buffer, alias string, wrapper *kek.Key) error {
+// destroyAll forgets keys.
+func destroyAll(keys []*secret.Buffer) {
+	for _, key := range keys {
+		key.Destroy()
+	}
+}
+
+// wrapNew gives a record a new DEK, with one recipient, and its MAC. The keys that
+// the disk has already come first in that.
+func wrapNew(rec *vmx.Record, alias string, wrapper *kek.Key, has ...*secret.Buffer) error {
+	key, err := dek.New()
+	if err != nil {
+		return err
+	}
+	defer key.Destroy()
 	wrapped, err := dek.Wrap(key, wrapper.Material, binding(rec, wrapper.ID))
 	if err != nil {
 		return err
 	}
 	rec.Recipients = []vmx.Recipient{{Alias: alias, KEKID: wrapper.ID, WrappedKey: wrapped}}
-	rec.MAC, err = dek.MAC(state(rec), key)
+	return sign(rec, append(slices.Clone(has), key)...)
+}
+
+// sign gives a record its MAC.
+func sign(rec *vmx.Record, keys ...*secret.Buffer) (err error) {
+	rec.MAC, err = dek.MAC(state(rec), keys...)
 	return err
 }
 

@@ -1,14 +1,18 @@
 package agent
 
 import (
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
 // The states of a disk.
 const (
-	StatePlain     = "plain"
-	StateEncrypted = vmx.StateEncrypted
+	StatePlain      = "plain"
+	StateEncrypted  = vmx.StateEncrypted
+	StateEncrypting = vmx.StateEncrypting
+	StateDecrypting = vmx.StateDecrypting
+	StateRekeying   = vmx.StateRekeying
 )
 
 // Status is what is known of a target without asking a key manager.
@@ -30,7 +34,23 @@ type DiskStatus struct {
 	SectorSize int               `json:"sectorSize,omitempty"`
 	Holes      string            `json:"holes,omitempty"`
 	Recipients []RecipientStatus `json:"recipients,omitempty"`
+	Conversion *ConversionStatus `json:"conversion,omitempty"`
 }
+
+// ConversionStatus is how far an unfinished conversion has come. Position and
+// direction are what its journal says, whose key is not at hand here: whoever can
+// write it can make it say anything. They are missing where there is no journal.
+type ConversionStatus struct {
+	Phase         string `json:"phase"`                   // as vmx.Conversion has it
+	PositionBytes *int64 `json:"positionBytes,omitempty"` // below it the disk has its new content
+	Direction     string `json:"direction,omitempty"`     // DirectionForward or DirectionBackward
+}
+
+// The directions of a conversion. Backward it goes after it was aborted.
+const (
+	DirectionForward  = "forward"
+	DirectionBackward = "backward"
+)
 
 // RecipientStatus names one key that opens a disk.
 type RecipientStatus struct {
@@ -75,5 +95,20 @@ func (d Disk) status() (DiskStatus, error) {
 			s.Recipients = append(s.Recipients, RecipientStatus{Alias: to.Alias, KEKID: to.KEKID})
 		}
 	}
-	return s, nil
+	if d.amidConversion() {
+		s.Conversion = conversionStatus(d.Record.Conversion.Phase, journalOf(info.DataPath).peek())
+		return s, nil
+	}
+	return s, checkNoJournal(info.DataPath)
+}
+
+func conversionStatus(phase string, at *conversion.Position) *ConversionStatus {
+	if at == nil {
+		return &ConversionStatus{Phase: phase}
+	}
+	direction := DirectionForward
+	if at.Backward {
+		direction = DirectionBackward
+	}
+	return &ConversionStatus{Phase: phase, PositionBytes: &at.Bytes, Direction: direction}
 }

@@ -36,6 +36,7 @@ type Disk struct {
 	Record *vmx.Record // nil while the disk is plain
 
 	fileName string // as the descriptor spells it
+	target   *Target
 }
 
 // Open finds the disks of a target. A name that ends in .vmx is a VM's
@@ -98,7 +99,7 @@ func (t *Target) disksOf(found []vmx.Disk) ([]Disk, error) {
 		if err := checkFormat(p); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Node, err)
 		}
-		disks[i] = Disk{Node: d.Node, Path: p, Format: image.FormatOf(p), Record: record, fileName: d.FileName}
+		disks[i] = Disk{Node: d.Node, Path: p, Format: image.FormatOf(p), Record: record, fileName: d.FileName, target: t}
 	}
 	return disks, nil
 }
@@ -123,7 +124,7 @@ func openImage(path string, format image.Format) (*Target, error) {
 	t := &Target{Path: path, Descriptor: path + ".vmx", bare: true}
 	f, err := vmx.Read(t.Descriptor)
 	if errors.Is(err, fs.ErrNotExist) {
-		t.Disks = []Disk{{Node: imageNode, Path: path, Format: format}}
+		t.Disks = []Disk{{Node: imageNode, Path: path, Format: format, target: t}}
 		return t, nil
 	}
 	if err != nil {

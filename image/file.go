@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Format says how a disk lies in its file.
@@ -115,6 +117,20 @@ func (f *File) Format() Format { return f.format }
 // DataPath is the path of the file that holds the sectors: the image itself,
 // or the extent of a VMDK.
 func (f *File) DataPath() string { return f.file.Name() }
+
+// IsDevice tells a block device from a file.
+func (f *File) IsDevice() bool { return f.device }
+
+// Links is the number of names that the data file has.
+func (f *File) Links() (n uint64, err error) {
+	err = f.control(func(fd int) error {
+		var stat unix.Stat_t
+		err := unix.Fstat(fd, &stat)
+		n = uint64(stat.Nlink) //nolint:unconvert // it has 32 bits on arm64
+		return err
+	})
+	return n, err
+}
 
 // VMDK is the descriptor that the disk was opened by, nil where it is no VMDK.
 func (f *File) VMDK() *VMDKDescriptor { return f.vmdk }

@@ -7,6 +7,7 @@ import (
 // Info is what can be told of a disk without locking it.
 type Info struct {
 	Size     int64  // in bytes
+	DataPath string // of the file that holds the sectors
 	DiskUUID string // of the encrypted disk that it is marked to be; empty without a mark
 }
 
@@ -38,5 +39,5 @@ func inspectRaw(p place, flags int) (Info, error) {
 		return Info{}, err
 	}
 	id, _, err := f.DiskUUID()
-	return Info{Size: f.size, DiskUUID: id}, err
+	return Info{Size: f.size, DataPath: f.DataPath(), DiskUUID: id}, err
 }

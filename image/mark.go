@@ -56,6 +56,21 @@ func (f *File) SetDiskUUID(id string) error {
 	return nil
 }
 
+// ClearDiskUUID removes the mark, if there is one: the file holds a plain disk.
+func (f *File) ClearDiskUUID() error {
+	if f.device {
+		return nil
+	}
+	if err := f.writable(0, 0); err != nil {
+		return err
+	}
+	err := f.control(func(fd int) error { return unix.Fremovexattr(fd, mark) })
+	if err != nil && !errors.Is(err, unix.ENODATA) && !noMarks(err) {
+		return f.markError("remove", err)
+	}
+	return nil
+}
+
 // noMarks tells the errors of a file system without extended attributes.
 func noMarks(err error) bool {
 	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS)

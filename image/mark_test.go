@@ -26,8 +26,16 @@ func TestDiskUUID(t *testing.T) {
 		t.Fatalf("got %q, %v", id, err)
 	}
 	info, err := Inspect(disk.DataPath(), Raw)
-	if want := (Info{Size: 512, DiskUUID: testUUID}); info != want || err != nil {
+	if want := (Info{Size: 512, DataPath: disk.DataPath(), DiskUUID: testUUID}); info != want || err != nil {
 		t.Errorf("inspected while in use: %+v, %v", info, err)
+	}
+	for range 2 {
+		if err := disk.ClearDiskUUID(); err != nil {
+			t.Fatal(err)
+		}
+		if id, ok, err := disk.DiskUUID(); id != "" || ok || err != nil {
+			t.Fatalf("once it is cleared: %q, %t, %v", id, ok, err)
+		}
 	}
 }
 

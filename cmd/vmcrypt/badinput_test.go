@@ -82,7 +82,8 @@ func TestUsage(t *testing.T) {
 	h := newHome(t)
 	for _, args := range [][]string{
 		{"frobnicate"}, {"kms", "frobnicate"}, {"encrypt"}, {"status"}, {"status", "a", "b"}, {"cat", "x"},
-		{"encrypt", "disk.img"}, {"kms", "backup"}, {"init", "now"}, {"--nonsense"}, {"encrypt", "--sector-size", "x"},
+		{"rekey", "disk.img"}, {"encrypt", "disk.img", "--zone", "1000"}, {"kms", "backup"},
+		{"encrypt", "disk.img", "--output", "x", "--abort"}, {"decrypt", "disk.img", "--output", "x", "--zone", "4096"}, {"init", "now"}, {"--nonsense"}, {"encrypt", "--sector-size", "x"},
 	} {
 		h.fails(exitUsage, []string{"vmcrypt"}, args...)
 	}

@@ -11,17 +11,23 @@ import (
 func decryptCommand() *cli.Command {
 	return command(cli.Command{
 		Name:      "decrypt",
-		Usage:     "write a plain copy of an encrypted VM or disk image",
-		ArgsUsage: "TARGET --output PATH",
-		Description: "PATH is a new folder for a .vmx and a new file for a disk image. Nothing is written unless\n" +
-			"the keys of all disks are had and fit.",
-		Flags:  outputFlags(),
+		Usage:     "decrypt an encrypted VM or disk image, in place or to a copy",
+		ArgsUsage: "TARGET",
+		Description: "Nothing is written unless the keys of all disks are had and fit.\n\n" +
+			"Without --output the disks are decrypted where they lie. Interrupted, the same command goes on\n" +
+			"where it stopped, and --abort goes back. With --output a plain copy is written: PATH is a new\n" +
+			"folder for a .vmx and a new file for a disk image.",
+		Flags:  convertFlags(),
 		Action: decrypt,
 	})
 }
 
 func decrypt(c *cli.Context) error {
-	t, err := convertTarget(c)
+	where, err := inPlace(c)
+	if err != nil {
+		return err
+	}
+	t, err := oneTarget(c)
 	if err != nil {
 		return err
 	}
@@ -29,7 +35,7 @@ func decrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	opts := agent.DecryptOptions{Output: c.String("output"), Disks: c.StringSlice("disk")}
+	opts := agent.DecryptOptions{Output: c.String("output"), InPlace: where, Disks: c.StringSlice("disk")}
 	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
 		return h.Decrypt(ctx, t, opts)
 	})

@@ -14,14 +14,15 @@ import (
 func encryptCommand() *cli.Command {
 	return command(cli.Command{
 		Name:      "encrypt",
-		Usage:     "write an encrypted copy of a VM or a disk image",
-		ArgsUsage: "TARGET --output PATH",
+		Usage:     "encrypt a VM or a disk image, in place or to a copy",
+		ArgsUsage: "TARGET",
 		Description: "Every disk gets a data key of its own, wrapped under a key of the key manager: a new one\n" +
-			"for each run, unless --kek names one. PATH is a new folder for a .vmx and a new file for a\n" +
-			"disk image, whose descriptor comes beside it as PATH.vmx.",
-		Flags: append(outputFlags(),
-			&cli.StringFlag{Name: "kms", Usage: "encrypt under a key of `ALIAS` (default: defaultAlias of the configuration)"},
-			&cli.StringFlag{Name: "kek", Usage: "encrypt under the existing key `ID`"},
+			"for each run, unless --kek names one.\n\n" +
+			"Without --output the disks are encrypted where they lie. Interrupted, the same command goes on\n" +
+			"where it stopped, and --abort goes back. With --output an encrypted copy is written: PATH is a\n" +
+			"new folder for a .vmx and a new file for a disk image, whose descriptor comes beside it as\n" +
+			"PATH.vmx.",
+		Flags: append(append(convertFlags(), keyFlags()...),
 			&cli.IntFlag{Name: "sector-size", Value: 512, Usage: "`BYTES` of a crypto sector: 512 or 4096"},
 			&cli.StringFlag{Name: "holes", Value: string(blockcrypt.Preserve),
 				Usage: "`POLICY` for holes: preserve keeps a thin disk thin, fill writes ciphertext everywhere"}),
@@ -29,11 +30,24 @@ func encryptCommand() *cli.Command {
 	})
 }
 
-// outputFlags are those of the commands that convert a target.
-func outputFlags() []cli.Flag {
-	return append(targetFlags(),
-		&cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`, such as scsi0:0; may be repeated"},
-		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to the new `PATH`", TakesFile: true})
+// convertFlags are those of the commands that convert a target in place or to a
+// copy.
+func convertFlags() []cli.Flag {
+	return append(append(targetFlags(), diskFlag(),
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "leave the target as it is, and write to the new `PATH`", TakesFile: true}),
+		inPlaceFlags()...)
+}
+
+func diskFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`, such as scsi0:0; may be repeated"}
+}
+
+// keyFlags are those of the commands that wrap new data keys.
+func keyFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "kms", Usage: "encrypt under a key of `ALIAS` (default: defaultAlias of the configuration)"},
+		&cli.StringFlag{Name: "kek", Usage: "encrypt under the existing key `ID`"},
+	}
 }
 
 func targetFlags() []cli.Flag {
@@ -47,7 +61,7 @@ func encrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := convertTarget(c)
+	t, err := oneTarget(c)
 	if err != nil {
 		return err
 	}
@@ -55,7 +69,7 @@ func encrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if opts.Alias, err = e.alias(c); err != nil {
+	if opts.Alias, err = e.aliasFor(c, t); err != nil {
 		return err
 	}
 	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
@@ -82,17 +96,16 @@ func encryptOptions(c *cli.Context) (agent.EncryptOptions, error) {
 	if o.Holes != blockcrypt.Preserve && o.Holes != blockcrypt.Fill {
 		return o, usageError{fmt.Errorf("--holes is preserve or fill, not %q", string(o.Holes))}
 	}
-	return o, nil
+	var err error
+	o.InPlace, err = inPlace(c)
+	return o, err
 }
 
-// convertTarget opens the one target of a conversion that has an output.
-func convertTarget(c *cli.Context) (*agent.Target, error) {
+// oneTarget opens the one target that the command line names.
+func oneTarget(c *cli.Context) (*agent.Target, error) {
 	args, err := nArgs(c, 1, 1)
 	if err != nil {
 		return nil, err
-	}
-	if c.String("output") == "" {
-		return nil, usageError{fmt.Errorf("%s: conversion in place is not there yet: name a new place with --output PATH", c.Command.HelpName)}
 	}
 	return openTarget(c, args[0])
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/browse"
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
@@ -46,6 +47,7 @@ var codes = []struct {
 	code int
 }{
 	{image.ErrInUse, exitInUse},
+	{conversion.ErrJournal, exitTampered},
 	{agent.ErrUnfinished, exitUnfinished},
 	{agent.ErrNode, exitUsage},
 	{agent.ErrFormat, exitUsage},
@@ -90,7 +92,8 @@ var hints = []struct {
 	{vmx.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrVersion, "use the release of vmcrypt that wrote it, or a later one"},
 	{dek.ErrWrongKEK, "the key manager gave another key than the disk was encrypted under: check which one the alias leads to"},
-	{agent.ErrUnfinished, "finish it first: \"vmcrypt encrypt TARGET\" if it is encrypting, \"vmcrypt decrypt TARGET\" if decrypting, \"vmcrypt rekey --deep TARGET\" if rekeying"},
+	{conversion.ErrJournal, "bring the journal back as it was, beside the disk; nothing was written"},
+	{agent.ErrInPlace, "encrypt and decrypt can leave it as it is and write a copy, with --output PATH"},
 	{agent.ErrState, "\"vmcrypt status\" shows what the disks are; --disk chooses among those of a VM"},
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},
@@ -110,6 +113,9 @@ var hints = []struct {
 }
 
 func hint(err error) string {
+	if u := (*agent.Unfinished)(nil); errors.As(err, &u) {
+		return unfinishedHint(u)
+	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
 			return h.hint

@@ -12,6 +12,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmcrypt/vmcrypt/agent"
 )
 
 // version is set by the build.
@@ -41,14 +43,23 @@ func run(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitDone
 	}
-	if errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, syscall.EPIPE) && !errors.Is(err, agent.ErrUnfinished) {
 		return exitFailure // who reads no more needs no message
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		err = errInterrupted
+		err = interrupted(err)
 	}
 	report(err, wantsJSON(args))
 	return exitCode(err)
+}
+
+// interrupted says what an interrupted command left.
+func interrupted(err error) error {
+	if u := (*agent.Unfinished)(nil); errors.As(err, &u) {
+		u.Err = errStopped
+		return u
+	}
+	return errInterrupted
 }
 
 func newApp() *cli.App {
@@ -60,7 +71,7 @@ func newApp() *cli.App {
 			"The configuration is config.yaml below $VMCRYPT_HOME, else /etc/vmcrypt for root and\n" +
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
-			initCommand(), encryptCommand(), decryptCommand(), statusCommand(),
+			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
 			lsCommand(), catCommand(), benchCommand(), kmsCommand(),
 		},
 		HideHelpCommand:        true,

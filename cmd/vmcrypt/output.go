@@ -26,6 +26,18 @@ func plainText(text string) string {
 	}, strings.ReplaceAll(text, "\n", "; "))
 }
 
+// shellWord is text as a shell reads it as one word.
+func shellWord(text string) string {
+	text = plainText(text)
+	plain := func(r rune) bool {
+		return unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("/._-+:,@%", r)
+	}
+	if text != "" && strings.IndexFunc(text, func(r rune) bool { return !plain(r) }) < 0 {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
 // checkedWriter remembers the first error of a writer whose callers don't look.
 type checkedWriter struct {
 	w   io.Writer

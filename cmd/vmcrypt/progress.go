@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -26,7 +27,7 @@ func watch(c *cli.Context, e *environment, convert func(context.Context, *agent.
 	h.Report = p.report
 	result, err := convert(ctx, h)
 	p.end()
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
 		return nil, cause
 	}
 	return result, err

@@ -22,11 +22,7 @@ func statusCommand() *cli.Command {
 }
 
 func status(c *cli.Context) error {
-	args, err := nArgs(c, 1, 1)
-	if err != nil {
-		return err
-	}
-	t, err := openTarget(c, args[0])
+	t, err := oneTarget(c)
 	if err != nil {
 		return err
 	}
@@ -49,7 +45,24 @@ func printDisk(w io.Writer, d agent.DiskStatus) {
 		return
 	}
 	fmt.Fprintf(w, "    disk %s, %s, %d-byte sectors, holes: %s\n", d.DiskUUID, d.Cipher, d.SectorSize, d.Holes)
+	if d.Conversion != nil {
+		fmt.Fprintf(w, "    %s\n", conversionText(d))
+	}
 	for _, r := range d.Recipients {
 		fmt.Fprintf(w, "    opened by KEK %s at %q\n", r.KEKID, r.Alias)
 	}
+}
+
+// conversionText says how far an unfinished conversion has come.
+func conversionText(d agent.DiskStatus) string {
+	at := d.Conversion
+	if at.PositionBytes == nil {
+		return at.Phase + ", no journal"
+	}
+	percent := float64(*at.PositionBytes) * 100 / float64(max(d.SizeBytes, 1))
+	text := fmt.Sprintf("%s, done up to %s (%.1f %%)", at.Phase, bytesText(*at.PositionBytes), percent)
+	if at.Direction == agent.DirectionBackward {
+		text += ", going back"
+	}
+	return text
 }

@@ -11,8 +11,6 @@ import (
 	"testing"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/internal/config"
-	"github.com/vmcrypt/vmcrypt/kms"
 )
 
 // vmcryptValue finds the values of a descriptor's vmcrypt keys.
@@ -72,11 +70,7 @@ func allowed(key string, code int) bool {
 // code.
 func (h *home) inProcess(t *testing.T) func(target, output string) int {
 	t.Helper()
-	cfg, err := config.Load(filepath.Join(h.dir, "config.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &environment{config: cfg, home: kms.Home{Config: filepath.Join(h.dir, "config.yaml"), Dir: filepath.Join(h.dir, "kms")}}
+	e := h.environment()
 	return func(path, output string) int {
 		target, err := agent.Open(path, "")
 		if err == nil {

@@ -1,0 +1,53 @@
+package conversion
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Position is how far a conversion has come.
+type Position struct {
+	Bytes    int64 // below it is the new content, from it on the old one
+	Backward bool  // it goes back to the old content
+}
+
+// Peek tells from a journal of size bytes how far its conversion has come. It has
+// no key, so whoever can write the journal can make it tell anything: it is for
+// showing only. The journal may be in use. ErrJournal is for one that tells
+// nothing.
+func Peek(f io.ReaderAt, size int64) (Position, error) {
+	var h header
+	if err := peekBlock(f, 0, kindHeader, &h); err != nil {
+		return Position{}, err
+	}
+	l := layout{h.Zone}
+	if h.Magic != [8]byte([]byte(magic)) || h.Version != version || l.size() != size {
+		return Position{}, fmt.Errorf("%w: not a journal that this release knows", ErrJournal)
+	}
+	latest, found := marker{}, false
+	for slot := range uint64(2) {
+		var m marker
+		err := peekBlock(f, l.marker(slot), kindMarker, &m)
+		if err == nil && m.Position >= 0 && m.Position <= h.Size && (!found || m.Sequence > latest.Sequence) {
+			latest, found = m, true
+		}
+	}
+	if !found {
+		return Position{}, fmt.Errorf("%w: it does not tell how far the conversion has come", ErrJournal)
+	}
+	return Position{Bytes: latest.Position, Backward: latest.Backward}, nil
+}
+
+// peekBlock reads what writeBlock wrote, without the MAC.
+func peekBlock(f io.ReaderAt, offset int64, k kind, content any) error {
+	block := make([]byte, 1+binary.Size(content))
+	if n, err := f.ReadAt(block, offset); n < len(block) {
+		return fmt.Errorf("%w: read the journal at offset %d: %w", ErrJournal, offset, err)
+	}
+	if block[0] != byte(k) {
+		return errBlock
+	}
+	return binary.Read(bytes.NewReader(block[1:]), binary.BigEndian, content)
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
+)
+
+// zoneUnit is what --zone has to be a multiple of, and maxZone the most it can be.
+const (
+	zoneUnit = 4096
+	maxZone  = 256 << 20
+)
+
+// inPlaceFlags are those of the commands that convert disks where they lie.
+func inPlaceFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "abort", Usage: "turn an unfinished conversion in place round"},
+		&cli.IntFlag{Name: "zone", Value: conversion.DefaultZone,
+			Usage: "convert at most `BYTES` at a time in place: a multiple of 4096; the journal has twice as much"},
+	}
+}
+
+func inPlace(c *cli.Context) (agent.InPlace, error) {
+	o := agent.InPlace{Abort: c.Bool("abort"), Zone: c.Int("zone")}
+	if o.Zone < zoneUnit || o.Zone > maxZone || o.Zone%zoneUnit != 0 {
+		return o, usageError{fmt.Errorf("--zone is a multiple of %d up to %d, not %d", zoneUnit, maxZone, o.Zone)}
+	}
+	for _, flag := range []string{"abort", "zone"} {
+		if c.IsSet(flag) && c.String("output") != "" {
+			return o, usageError{fmt.Errorf("--%s is for conversion in place, without --output", flag)}
+		}
+	}
+	return o, nil
+}
+
+// aliasFor is the alias to encrypt under. What was begun goes on under the one
+// that it has.
+func (e *environment) aliasFor(c *cli.Context, t *agent.Target) (string, error) {
+	alias, err := e.alias(c)
+	if err != nil && t.Unfinished() {
+		return "", nil
+	}
+	return alias, err
+}
+
+// errStopped is why a conversion in place ended when somebody interrupted it.
+var errStopped = errors.New("interrupted")
+
+// finishCommand is the command that finishes a conversion.
+func finishCommand(u *agent.Unfinished) string {
+	command := map[string]string{
+		agent.StateEncrypting: "vmcrypt encrypt", agent.StateDecrypting: "vmcrypt decrypt", agent.StateRekeying: "vmcrypt rekey --deep",
+	}[u.State] + " " + shellWord(u.Target)
+	if u.Named {
+		command += " --disk " + u.Node
+	}
+	return command
+}
+
+func unfinishedHint(u *agent.Unfinished) string {
+	command := finishCommand(u)
+	return fmt.Sprintf("to finish it: %s; to undo it: %s --abort", command, command)
+}
