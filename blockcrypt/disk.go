@@ -21,6 +21,7 @@ type Disk struct {
 	storage image.Disk
 	cipher  *Cipher
 	holes   HolePolicy
+	decrypt func(p []byte, off int64) error // whole sectors, in place
 	claims  *claims
 	closed  bool // under a claim
 }
@@ -49,7 +50,7 @@ func NewDisk(storage image.Disk, c *Cipher, holes HolePolicy) (*Disk, error) {
 	if err := CheckSize(storage.Size(), c.SectorSize()); err != nil {
 		return nil, err
 	}
-	return &Disk{storage: storage, cipher: c, holes: holes, claims: newClaims()}, nil
+	return &Disk{storage: storage, cipher: c, holes: holes, decrypt: Decryption(c, holes).Data, claims: newClaims()}, nil
 }
 
 // ErrSectorSize is for a disk that is no multiple of the crypto sector, but is of a smaller
@@ -208,7 +209,7 @@ func (d *Disk) readSectors(p []byte, off int64) error {
 		}
 		return fmt.Errorf("read %d bytes of ciphertext at %d: %w", len(p), off, err)
 	}
-	return decryptSectors(d.cipher, d.holes, p, off)
+	return d.decrypt(p, off)
 }
 
 // Discard makes length bytes at off read as zeros. Under Preserve whole sectors

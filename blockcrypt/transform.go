@@ -36,15 +36,6 @@ func Change(from, to *Cipher, holes HolePolicy) image.Transform {
 	}}
 }
 
-// decryptSectors decrypts whole sectors in place.
-func decryptSectors(c *Cipher, holes HolePolicy, p []byte, off int64) error {
-	decrypt := func(p []byte, off int64) error { return c.Decrypt(p, p, off) }
-	if holes == Fill {
-		return decrypt(p, off)
-	}
-	return exceptHoles(p, c.sectorSize, off, decrypt)
-}
-
 // exceptHoles applies change to all sectors but those that are holes.
 func exceptHoles(p []byte, sectorSize int, off int64, change func(p []byte, off int64) error) error {
 	for len(p) > 0 {
