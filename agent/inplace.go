@@ -169,7 +169,7 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 		return err
 	}
 	if err := h.prepare(ctx, t, jobs, run); err != nil {
-		return err
+		return orUnfinished(ctx, disks, err)
 	}
 	meter := &meter{report: h.Report}
 	for _, j := range jobs {
@@ -184,6 +184,19 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 		tooLate = append(tooLate, j.checkEnd(end, run.Abort))
 	}
 	return errors.Join(tooLate...)
+}
+
+// orUnfinished names the conversion that an interrupted run has not gone on with.
+func orUnfinished(ctx context.Context, disks []Disk, err error) error {
+	if ctx.Err() == nil || errors.Is(err, ErrUnfinished) {
+		return err
+	}
+	for _, d := range disks {
+		if d.amidConversion() {
+			return d.unfinished(context.Cause(ctx))
+		}
+	}
+	return err
 }
 
 // open opens and locks all disks. After an error some are open.

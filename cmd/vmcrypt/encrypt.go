@@ -61,11 +61,7 @@ func encrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := oneTarget(c)
-	if err != nil {
-		return err
-	}
-	e, err := newEnvironment(c)
+	t, e, err := toConvert(c)
 	if err != nil {
 		return err
 	}
@@ -99,6 +95,16 @@ func encryptOptions(c *cli.Context) (agent.EncryptOptions, error) {
 	var err error
 	o.InPlace, err = inPlace(c)
 	return o, err
+}
+
+// toConvert opens the target, and what it takes to convert it.
+func toConvert(c *cli.Context) (*agent.Target, *environment, error) {
+	t, err := oneTarget(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := newEnvironment(c)
+	return t, e, err
 }
 
 // oneTarget opens the one target that the command line names.

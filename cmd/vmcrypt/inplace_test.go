@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
@@ -247,37 +248,105 @@ func lastLine(text string) string {
 	return lines[len(lines)-1]
 }
 
-// halfWay runs a conversion with small steps, and disturbs it amid one disk. It
-// gives the last line of the progress, too.
-func (h *home) halfWay(disturb func(*exec.Cmd, io.ReadCloser), args ...string) result {
+// halfWay runs a conversion with small steps, and disturbs it amid one disk, which
+// waits meanwhile with the first line of its progress: nobody reads until then.
+func (h *home) halfWay(disturb func(cmd *exec.Cmd, out *os.File), args ...string) result {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
 	cmd := h.command(ctx, append(args, "--zone", "4096", "--json")...)
 	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	out, in := fullPipe(h.t)
+	cmd.Stdout, cmd.Stderr = in, &stderr
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
-	reader := bufio.NewReader(out)
-	line, err := reader.ReadString('\n')
-	if err != nil || !strings.Contains(line, `"progress"`) {
-		h.t.Fatalf("%q, %v\n%s", line, err, stderr.String())
-	}
+	in.Close()
+	waitUntilHeld(h.t, cmd.Process.Pid, args[1])
 	disturb(cmd, out)
-	rest, _ := io.ReadAll(reader)
+	time.Sleep(100 * time.Millisecond) // for a signal to get through
+	lines, _ := io.ReadAll(out)
 	_ = cmd.Wait()
-	return result{line + string(rest), stderr.String(), cmd.ProcessState.ExitCode()}
+	return result{strings.TrimLeft(string(lines), "\n"), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// fullPipe takes nothing more, until its empty lines are read.
+func fullPipe(t *testing.T) (out, in *os.File) {
+	t.Helper()
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	out, in = os.NewFile(uintptr(ends[0]), "out"), os.NewFile(uintptr(ends[1]), "in")
+	t.Cleanup(func() { out.Close() })
+	for {
+		switch _, err := unix.Write(ends[1], []byte("\n")); err {
+		case nil:
+		case unix.EAGAIN:
+			return out, in
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+// waitUntilHeld waits until a process that converts a target takes no processor
+// time any more, since nobody reads what it says.
+func waitUntilHeld(t *testing.T, pid int, target string) {
+	t.Helper()
+	descriptor := target
+	if !strings.HasSuffix(target, ".vmx") {
+		descriptor += ".vmx"
+	}
+	still, before := 0, ""
+	for range 3000 {
+		time.Sleep(10 * time.Millisecond)
+		now := processorTime(t, pid)
+		if still++; now != before || !locked(t, descriptor+".vmcrypt-lock") || !amidConversion(target) {
+			still, before = 0, now
+		}
+		if still == 15 {
+			return
+		}
+	}
+	t.Fatalf("nobody converts %s", target)
+}
+
+// processorTime of a process, see proc(5), in the kernel's words.
+func processorTime(t *testing.T, pid int) string {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(after)
+	return fields[11] + "+" + fields[12]
+}
+
+// locked looks without taking the lock itself, which would keep others out.
+func locked(t *testing.T, path string) bool {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(locks, fmt.Appendf(nil, ":%d ", info.Sys().(*syscall.Stat_t).Ino))
+}
+
+func amidConversion(target string) bool {
+	opened, err := agent.Open(target, "")
+	return err == nil && opened.Unfinished()
 }
 
 // interrupted is interrupt that has to leave a disk in a state.
 func (h *home) interrupted(want string, args ...string) {
 	h.t.Helper()
-	r := h.halfWay(func(cmd *exec.Cmd, _ io.ReadCloser) { _ = cmd.Process.Signal(os.Interrupt) }, args...)
+	r := h.halfWay(func(cmd *exec.Cmd, _ *os.File) { _ = cmd.Process.Signal(os.Interrupt) }, args...)
 	if r.code != exitUnfinished || !strings.Contains(r.stderr, "interrupted") || !strings.Contains(r.stderr, "--abort") {
 		h.t.Fatalf("%v: exit code %d\n%s", args, r.code, r.stderr)
 	}
@@ -442,8 +511,8 @@ func progressOf(t *testing.T, lines string) (first, last progressLine) {
 func TestInPlaceNobodyReads(t *testing.T) {
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
-	holedImage(t, disk, 4<<20)
-	r := h.halfWay(func(_ *exec.Cmd, out io.ReadCloser) { out.Close() }, "encrypt", disk)
+	holedImage(t, disk, 2<<20)
+	r := h.halfWay(func(_ *exec.Cmd, out *os.File) { out.Close() }, "encrypt", disk)
 	if r.code != exitUnfinished || !strings.Contains(r.stderr, "vmcrypt encrypt "+disk) {
 		t.Errorf("exit code %d, %s", r.code, r.stderr)
 	}
@@ -458,8 +527,8 @@ func TestInPlaceEditedMeanwhile(t *testing.T) {
 	holedImage(t, at("plain"), 2<<20)
 	copyFile(t, at("vm/a.img"), at("plain"))
 	target := at("vm/vm.vmx")
-	edit := func(change func([]byte) []byte) func(*exec.Cmd, io.ReadCloser) {
-		return func(*exec.Cmd, io.ReadCloser) { write(t, target, change(read(t, target))) }
+	edit := func(change func([]byte) []byte) func(*exec.Cmd, *os.File) {
+		return func(*exec.Cmd, *os.File) { write(t, target, change(read(t, target))) }
 	}
 	const line = "memsize = \"4096\"\n"
 	if r := h.halfWay(edit(func(b []byte) []byte { return append(b, line...) }), "encrypt", target); r.code != exitDone {

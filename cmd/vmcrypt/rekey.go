@@ -32,11 +32,7 @@ func rekey(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := oneTarget(c)
-	if err != nil {
-		return err
-	}
-	e, err := newEnvironment(c)
+	t, e, err := toConvert(c)
 	if err != nil {
 		return err
 	}
