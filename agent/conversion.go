@@ -74,8 +74,10 @@ func (j *conversionJob) run(ctx context.Context, engine blockcrypt.Engine, opts 
 		return "", err
 	}
 	defer key.Destroy()
+	disk, done := image.PastCache(j.file)
+	defer done()
 	return conversion.Run(ctx, conversion.Job{
-		Disk: j.file, From: from, To: to, SectorSize: rec.SectorSize, Holes: blockcrypt.HolePolicy(rec.Holes),
+		Disk: disk, From: from, To: to, SectorSize: rec.SectorSize, Holes: blockcrypt.HolePolicy(rec.Holes),
 		DiskUUID: rec.DiskUUID, UUID: rec.Conversion.UUID, Key: key.Bytes(), Zone: opts.Zone,
 		Phase: conversion.Phase(rec.Conversion.Phase), Backward: opts.Abort,
 		Journal: j.journal, Descriptor: j, Progress: j.progress(m, opts.Abort),

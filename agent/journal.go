@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
+	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/durable"
 )
 
@@ -46,41 +47,35 @@ func (s sidecar) Create(size int64) (conversion.File, error) {
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	f, err := openRegular(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	f, err := image.Create(s.path, size)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.initialize(f, size); err != nil {
+	if err := s.initialize(f); err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &journalFile{File: f, size: size}, nil
+	return pastCache(f), nil
 }
 
-func (s sidecar) initialize(f *os.File, size int64) error {
-	if err := lockFile(f); err != nil {
-		return err
+func (s sidecar) initialize(f *image.File) error {
+	if err := fill(f); err != nil {
+		return fmt.Errorf("reserve %d bytes for %s: %w", f.Size(), s.path, err)
 	}
-	if err := reserve(f, size); err != nil {
-		return fmt.Errorf("reserve %d bytes for %s: %w", size, s.path, err)
-	}
-	if err := f.Sync(); err != nil {
+	if err := f.Flush(); err != nil {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(s.path))
 }
 
-func reserve(f *os.File, size int64) error {
-	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
-	}
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+// fill writes zeros.
+func fill(f *image.File) error {
+	if err := f.Reserve(0, f.Size()); err != nil {
 		return err
 	}
 	zeros := make([]byte, 1<<20)
-	for at := int64(0); at < size; at += int64(len(zeros)) {
-		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
+	for at := int64(0); at < f.Size(); at += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), f.Size()-at)], at); err != nil {
 			return err
 		}
 	}
@@ -89,22 +84,43 @@ func reserve(f *os.File, size int64) error {
 
 // Open opens a journal that is there.
 func (s sidecar) Open() (conversion.File, error) {
-	f, err := openRegular(s.path, os.O_RDWR)
-	if errors.Is(err, errOddFile) {
-		return nil, fmt.Errorf("%w: %w", conversion.ErrJournal, err)
+	f, err := image.OpenBeneath(filepath.Dir(s.path), filepath.Base(s.path), image.Raw, image.ReadWrite)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%w: it is a symbolic link", conversion.ErrJournal)
 	}
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil {
-		err = lockFile(f)
-	}
-	if err != nil {
+	if err := checkJournal(f); err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &journalFile{File: f, size: info.Size()}, nil
+	return pastCache(f), nil
+}
+
+// checkJournal refuses what somebody put there to have another file written.
+func checkJournal(f *image.File) error {
+	links, err := f.Links()
+	if err == nil && (links > 1 || f.IsDevice()) {
+		err = fmt.Errorf("%w: it is no regular file, or has other names too", conversion.ErrJournal)
+	}
+	return err
+}
+
+// journalFile is an open journal, whose data go past the page cache.
+type journalFile struct {
+	image.Disk
+	done func()
+}
+
+func pastCache(f *image.File) conversion.File {
+	past, done := image.PastCache(f)
+	return journalFile{past, done}
+}
+
+func (f journalFile) Close() error {
+	f.done()
+	return f.Disk.Close()
 }
 
 // Remove removes the journal if there is one.
@@ -131,24 +147,4 @@ func (s sidecar) peek() *conversion.Position {
 		return nil
 	}
 	return &p
-}
-
-// journalFile is an open journal.
-type journalFile struct {
-	*os.File
-	size int64
-}
-
-func (f *journalFile) Size() int64 { return f.size }
-
-// Sync makes data durable, and of the metadata what is needed to read them.
-func (f *journalFile) Sync() error {
-	err := unix.Fdatasync(int(f.Fd()))
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Fdatasync(int(f.Fd()))
-	}
-	if err != nil {
-		return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
-	}
-	return nil
 }

@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hugePage is what the memory of a copy is aligned to.
+// hugePage is what the memory of buffers is aligned to.
 const hugePage = 2 << 20
 
-// mapBuffers gives n buffers of size bytes for direct transfers, and what wipes
+// MapBuffers gives n buffers of size bytes for direct transfers, and what wipes
 // them and gives them back. They hold plaintext, and so are in no core dump and
 // known to no garbage collector. In huge pages, where the kernel has them, each
 // lies in one place for the disk too, which halves the kernel's work and, for
 // reading, the time.
-func mapBuffers(n, size int) (buffers [][]byte, wipe func(), err error) {
+func MapBuffers(n, size int) (buffers [][]byte, wipe func(), err error) {
 	mapped, err := unix.Mmap(-1, 0, n*size+hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, nil, fmt.Errorf("map buffers: %w", err)

@@ -59,11 +59,11 @@ func Copy(ctx context.Context, dst, src Disk, transform Transform, progress func
 	if err != nil {
 		return fmt.Errorf("map of the holes: %w", err)
 	}
-	src, srcDone := pastCache(src)
+	src, srcDone := PastCache(src)
 	defer srcDone()
-	dst, dstDone := pastCache(dst)
+	dst, dstDone := PastCache(dst)
 	defer dstDone()
-	buffers, wipe, err := mapBuffers(copyWorkers, copyPiece)
+	buffers, wipe, err := MapBuffers(copyWorkers, copyPiece)
 	if err != nil {
 		return err
 	}
@@ -127,13 +127,13 @@ func (c *copier) window(offset, end int64) ([]Extent, error) {
 	}
 	runs := cut(extents, offset, end)
 	file, ok := c.dst.(interface {
-		allocate(offset, length int64) error
+		Reserve(offset, length int64) error
 	})
 	for _, run := range runs {
 		if !ok || run.Hole || run.Length < directLeast {
 			continue
 		}
-		if err := file.allocate(run.Offset, run.Length); err != nil {
+		if err := file.Reserve(run.Offset, run.Length); err != nil {
 			return nil, fmt.Errorf("copy at offset %d: %w", run.Offset, err)
 		}
 	}

@@ -21,18 +21,18 @@ type memory struct {
 	data  []byte
 	holes []Extent // within [0, len(data)), in order
 
-	readFault, writeFault, discardFault, mapFault, allocateFault int64 // offsets, -1 for none
+	readFault, writeFault, discardFault, mapFault, reserveFault int64 // offsets, -1 for none
 
 	unaligned bool // some write or discard was
 
 	mu        sync.Mutex
 	busy, top int // calls at once
 	discarded int64
-	allocated []Extent
+	reserved []Extent
 }
 
 func newMemory(size int64, holes ...Extent) *memory {
-	m := &memory{data: make([]byte, size), holes: holes, readFault: -1, writeFault: -1, discardFault: -1, mapFault: -1, allocateFault: -1}
+	m := &memory{data: make([]byte, size), holes: holes, readFault: -1, writeFault: -1, discardFault: -1, mapFault: -1, reserveFault: -1}
 	random := rand.NewChaCha8([32]byte{1})
 	random.Read(m.data)
 	for _, h := range holes {
@@ -95,10 +95,10 @@ func (m *memory) Discard(offset, length int64) error {
 	return nil
 }
 
-func (m *memory) allocate(offset, length int64) error {
+func (m *memory) Reserve(offset, length int64) error {
 	defer m.leave()
-	m.allocated = append(m.allocated, Extent{Offset: offset, Length: length})
-	return m.enter(offset, length, m.allocateFault)
+	m.reserved = append(m.reserved, Extent{Offset: offset, Length: length})
+	return m.enter(offset, length, m.reserveFault)
 }
 
 func (m *memory) Extents(offset, length int64) ([]Extent, error) {
@@ -167,8 +167,8 @@ func TestCopy(t *testing.T) {
 		if name == "all hole" && dst.discarded != src.Size() {
 			t.Errorf("%d bytes discarded", dst.discarded)
 		}
-		if got, want := fmt.Sprint(dst.allocated), fmt.Sprint(largeRuns(src)); got != want {
-			t.Errorf("%s: allocated %s, want %s", name, got, want)
+		if got, want := fmt.Sprint(dst.reserved), fmt.Sprint(largeRuns(src)); got != want {
+			t.Errorf("%s: reserved %s, want %s", name, got, want)
 		}
 		if dst.top > copyWorkers {
 			t.Errorf("%s: %d writes at once", name, dst.top)
@@ -246,12 +246,12 @@ func TestCopyFaults(t *testing.T) {
 		"discard":              func(dst, src *memory) { dst.discardFault, src.holes = at, []Extent{hole} },
 		"map":                  func(_, src *memory) { src.mapFault = 0 },
 		"map of what is there": func(dst, _ *memory) { dst.mapFault = 0 },
-		"allocate":             func(dst, _ *memory) { dst.allocateFault = at },
+		"reserve":             func(dst, _ *memory) { dst.reserveFault = at },
 	} {
 		dst, src := newMemory(size), newMemory(size)
 		fault(dst, src)
 		err := Copy(t.Context(), dst, src, Transform{}, nil)
-		where := map[string]string{"map": "offset 0", "map of what is there": "map", "allocate": "offset 0"}[name]
+		where := map[string]string{"map": "offset 0", "map of what is there": "map", "reserve": "offset 0"}[name]
 		if where == "" {
 			where = fmt.Sprintf("offset %d", 5<<20)
 		}

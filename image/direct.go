@@ -30,9 +30,10 @@ type direct struct {
 	refused atomic.Bool // the file system took the flag, but not the transfers
 }
 
-// pastCache gives a disk whose transfers bypass the page cache, if it is a file
-// that can, until done is called. The disk itself stays open.
-func pastCache(d Disk) (disk Disk, done func()) {
+// PastCache gives a disk whose large transfers from and to MapBuffers bypass the
+// page cache, if it is a file that can, until done is called. The disk itself
+// stays open.
+func PastCache(d Disk) (disk Disk, done func()) {
 	f, ok := d.(*File)
 	if !ok {
 		return d, func() {}
@@ -130,9 +131,9 @@ func mincore(view, resident []byte) error {
 	return nil
 }
 
-// allocate reserves space for data that is about to be written, in one piece as
+// Reserve reserves space for data that is about to be written, in one piece as
 // far as the file system can, and notices early that there is none.
-func (f *File) allocate(offset, length int64) error {
+func (f *File) Reserve(offset, length int64) error {
 	if err := f.writable(offset, length); err != nil {
 		return err
 	}
@@ -140,5 +141,5 @@ func (f *File) allocate(offset, length int64) error {
 	if err == nil || cannotFallocate(err) {
 		return nil
 	}
-	return fmt.Errorf("allocate %d bytes at offset %d of %s: %w", length, offset, f.file.Name(), err)
+	return fmt.Errorf("reserve %d bytes at offset %d of %s: %w", length, offset, f.file.Name(), err)
 }

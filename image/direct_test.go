@@ -117,7 +117,7 @@ func TestCopyOverFile(t *testing.T) {
 // folders can.
 func mustPass(t *testing.T, f *File) *direct {
 	t.Helper()
-	disk, done := pastCache(f)
+	disk, done := PastCache(f)
 	t.Cleanup(done)
 	d, ok := disk.(*direct)
 	if !ok {
@@ -132,7 +132,7 @@ func mustPass(t *testing.T, f *File) *direct {
 
 func mustMap(t *testing.T, size int) []byte {
 	t.Helper()
-	buffers, wipe, err := mapBuffers(1, size)
+	buffers, wipe, err := MapBuffers(1, size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func mustMap(t *testing.T, size int) []byte {
 }
 
 func TestMapBuffers(t *testing.T) {
-	buffers, wipe, err := mapBuffers(3, 1<<20)
+	buffers, wipe, err := MapBuffers(3, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestDirectOutsideTheDisk(t *testing.T) {
 	buf := mustMap(t, 1<<20)
 	_, read := d.ReadAt(buf, 4096)
 	_, written := d.WriteAt(buf, 4096)
-	for _, err := range []error{read, written, disk.allocate(4096, 1<<20)} {
+	for _, err := range []error{read, written, disk.Reserve(4096, 1<<20)} {
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("got %v", err)
 		}
@@ -298,7 +298,7 @@ func TestDirectOutsideTheDisk(t *testing.T) {
 // The lock of a disk survives the second way to it.
 func TestDirectKeepsTheLock(t *testing.T) {
 	disk := mustCreate(t, 1<<20)
-	_, done := pastCache(disk)
+	_, done := PastCache(disk)
 	done()
 	if f, err := Open(disk.DataPath(), Raw, ReadOnly); !errors.Is(err, ErrInUse) {
 		t.Errorf("opened %v, %v", f, err)
@@ -307,7 +307,7 @@ func TestDirectKeepsTheLock(t *testing.T) {
 
 func TestAllocate(t *testing.T) {
 	disk := mustCreate(t, 1<<20)
-	if err := disk.allocate(0, 512<<10); err != nil {
+	if err := disk.Reserve(0, 512<<10); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(disk.DataPath())

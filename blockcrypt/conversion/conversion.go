@@ -65,10 +65,11 @@ type Job struct {
 	Descriptor Descriptor
 	Progress   func(bytes int64) // if set, is told how much was done since the last call, negative when going back
 
-	serial  order                            // for tests
-	nonce   func(data []byte) nonce          // likewise
-	observe func(at marker, pending []*step) // likewise: is called when both are durable
-	durable func(at marker)                  // likewise: is called as soon as it is
+	memory  func(n, size int) ([][]byte, func(), error) // for tests; else image.MapBuffers
+	serial  order                                       // likewise
+	nonce   func(data []byte) nonce                     // likewise
+	observe func(at marker, pending []*step)            // likewise: is called when both are durable
+	durable func(at marker)                             // likewise: is called as soon as it is
 }
 
 // Descriptor is where the phase is kept.
@@ -91,13 +92,13 @@ type Sidecar interface {
 	Remove() error
 }
 
-// File is a journal. After a Sync that failed it is not used again.
+// File is a journal. After a Flush that failed it is not used again.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
 	Size() int64
-	Sync() error
+	Flush() error // makes every completed write durable
 }
 
 // Run takes a conversion to its end, from whatever point an earlier Run stopped
@@ -110,6 +111,9 @@ type File interface {
 func Run(ctx context.Context, j Job) (Phase, error) {
 	if j.Zone == 0 {
 		j.Zone = DefaultZone
+	}
+	if j.memory == nil {
+		j.memory = image.MapBuffers
 	}
 	if err := j.check(); err != nil {
 		return j.Phase, err
@@ -144,6 +148,9 @@ func (j *Job) toEnd(ctx context.Context) (Phase, error) {
 	}
 	switch j.Phase {
 	case Preparing:
+		if err := j.checkUnchanged(); err != nil {
+			return "", err
+		}
 		if j.Backward { // nothing has changed
 			return end, j.Descriptor.SetPhase(end)
 		}
@@ -189,25 +196,47 @@ func (j *Job) initialize(f File) error {
 
 // convert does all steps.
 func (j *Job) convert(ctx context.Context) error {
-	f, err := j.Journal.Open()
+	err := j.withJournal(func(journal *journal) error {
+		return (&converter{Job: j, journal: journal}).run(ctx)
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrJournal, err)
-	}
-	if err != nil {
-		return fmt.Errorf("open the journal: %w", err)
-	}
-	err = j.run(ctx, f)
-	if closed := f.Close(); err == nil && closed != nil {
-		err = fmt.Errorf("close the journal: %w", closed)
 	}
 	return err
 }
 
-func (j *Job) run(ctx context.Context, f File) error {
-	journal, err := newJournal(f, j)
-	if err != nil {
+// checkUnchanged refuses a descriptor that says that no sector has changed where
+// the journal knows better: it is an old one. A journal that can't tell was cut off
+// while it was made.
+func (j *Job) checkUnchanged() error {
+	err := j.withJournal(func(journal *journal) error {
+		begun, err := (&converter{Job: j, journal: journal}).hasBegun()
+		if begun {
+			return errOldDescriptor
+		}
 		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrJournal) && !errors.Is(err, errOldDescriptor) {
+		return nil
 	}
-	defer journal.wipe()
-	return (&converter{Job: j, journal: journal}).run(ctx)
+	return err
+}
+
+var errOldDescriptor = fmt.Errorf("%w: it tells of changed sectors, of which the descriptor knows nothing: that is an old one", ErrJournal)
+
+// withJournal opens the journal for a while.
+func (j *Job) withJournal(do func(*journal) error) error {
+	f, err := j.Journal.Open()
+	if err != nil {
+		return fmt.Errorf("open the journal: %w", err)
+	}
+	journal, err := newJournal(f, j)
+	if err == nil {
+		err = do(journal)
+		journal.wipe()
+	}
+	if closed := f.Close(); err == nil && closed != nil {
+		err = fmt.Errorf("close the journal: %w", closed)
+	}
+	return err
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
-// order is in which order the two halves of a round are done. Side by side is
-// the zero order; the others make a run repeatable.
+// order is in which order the parts of a round are done. Side by side is the zero
+// order; the others make a run repeatable.
 type order int
 
 const (
@@ -25,8 +25,8 @@ const (
 type converter struct {
 	*Job
 	journal *journal
-	at      marker // is durable
-	buffers [2][]byte
+	at      marker    // is durable
+	buffers [4][]byte // of the steps on their way
 }
 
 // step is a part of the disk on its way.
@@ -55,10 +55,12 @@ func (c *converter) run(ctx context.Context) error {
 	if err := c.journal.open(c.Job); err != nil {
 		return err
 	}
-	for i := range c.buffers {
-		c.buffers[i] = make([]byte, c.journal.zone+2*blockSize)
-		defer clear(c.buffers[i])
+	buffers, wipe, err := c.memory(len(c.buffers), int(c.journal.zone)+2*blockSize)
+	if err != nil {
+		return err
 	}
+	defer wipe()
+	copy(c.buffers[:], buffers)
 	pending, err := c.resume()
 	if err != nil {
 		return err
@@ -127,67 +129,94 @@ func (c *converter) mark(m marker) error {
 	return nil
 }
 
-// steps does rounds until there is nothing left to do. A round brings the data of
-// the pending step to the disk and meanwhile those of the next into the journal.
-// One sync then makes durable both the marker of the one, so that its record may
-// be overwritten in the next round, and the record of the other, so that its data
-// may go to the disk.
+// onTheWay are the steps that are under way, in order; nil for none.
+type onTheWay struct {
+	recorded *step  // durably
+	changed  *step  // has its new data
+	fetched  *step  // has its old data
+	last     marker // once all of them are done
+}
+
+// steps does rounds until there is nothing left to do.
 func (c *converter) steps(ctx context.Context, pending *step) error {
+	w := onTheWay{recorded: pending, last: c.at}
+	if pending != nil {
+		w.last = pending.After
+	}
 	for ctx.Err() == nil {
-		next, err := c.round(pending)
+		next, err := c.round(w)
 		if err != nil {
 			return err
 		}
-		if next == nil && pending == nil {
+		if next.recorded == nil && next.changed == nil && next.fetched == nil {
 			return nil
 		}
-		if err := c.syncJournal(); err != nil {
-			return err
-		}
-		if pending != nil {
-			c.reached(pending.After)
-		}
-		pending = next
-		c.watch(pending)
+		w = next
 	}
 	return context.Cause(ctx)
 }
 
-func (c *converter) round(pending *step) (next *step, err error) {
-	start := c.at
-	if pending != nil {
-		start = pending.After
-	}
-	apply := func() error { return c.apply(pending) }
-	record := func() (err error) {
-		next, err = c.record(start)
-		return err
-	}
-	if err := c.both(apply, record); err != nil || pending == nil {
+// round brings each of the steps one further: data of the first to the disk, of the
+// second to the journal; those of the third are changed, and those of another
+// fetched. One sync then makes durable both the marker of the first, so that its
+// record may be overwritten in the next round, and the record of the second, so
+// that its data may go to the disk.
+func (c *converter) round(w onTheWay) (next onTheWay, err error) {
+	next = onTheWay{recorded: w.changed, changed: w.fetched}
+	err = c.together(
+		func() error { return c.apply(w.recorded) },
+		func() error { return c.record(w.changed) },
+		func() error { return c.change(w.fetched) },
+		func() (err error) {
+			next.fetched, next.last, err = c.fetch(w.last)
+			return err
+		})
+	if err != nil || w.recorded == nil && w.changed == nil {
 		return next, err
 	}
-	return next, c.writeMarker(pending.After)
+	return next, c.commit(w.recorded, w.changed)
 }
 
-// both does two things that do not depend on each other.
-func (c *converter) both(apply, record func() error) error {
+// commit makes durable that a step is done, and the record of the next.
+func (c *converter) commit(done, recorded *step) error {
+	if done != nil {
+		if err := c.writeMarker(done.After); err != nil {
+			return err
+		}
+	}
+	if err := c.syncJournal(); err != nil {
+		return err
+	}
+	if done != nil {
+		c.reached(done.After)
+	}
+	c.watch(recorded)
+	return nil
+}
+
+// together does the parts of a round, which do not depend on each other.
+func (c *converter) together(parts ...func() error) error {
 	switch c.serial {
 	case applyFirst:
-		return firstOf(apply, record)
+		return inOrder(parts)
 	case recordFirst:
-		return firstOf(record, apply)
+		slices.Reverse(parts)
+		return inOrder(parts)
 	}
 	var group errgroup.Group
-	group.Go(apply)
-	group.Go(record)
+	for _, do := range parts {
+		group.Go(do)
+	}
 	return group.Wait()
 }
 
-func firstOf(one, other func() error) error {
-	if err := one(); err != nil {
-		return err
+func inOrder(parts []func() error) error {
+	for _, do := range parts {
+		if err := do(); err != nil {
+			return err
+		}
 	}
-	return other()
+	return nil
 }
 
 // reached notes that a marker is durable.
@@ -228,24 +257,30 @@ func (c *converter) apply(s *step) error {
 	return nil
 }
 
-// record writes the record of the step that comes after start; nil if there is
-// none. It takes the place of the record of the step before the last, whose marker
-// is durable.
-func (c *converter) record(start marker) (*step, error) {
+// fetch reads the step that comes after start; nil if there is none.
+func (c *converter) fetch(start marker) (s *step, last marker, err error) {
 	runs, after, err := c.plan(start)
 	if err != nil || len(runs) == 0 {
-		return nil, err
+		return nil, start, err
 	}
-	s := &step{record: c.buffers[after.Sequence%2]}
-	s.Durable, s.After = c.at, after
+	s = c.newStep(head{After: after})
 	s.Runs = uint32(copy(s.Run[:], runs))
-	if err := s.eachRun(c.read); err != nil {
-		return nil, err
+	return s, after, s.eachRun(c.read)
+}
+
+// newStep gives a step its buffer. Its turn comes again when the step is done.
+func (c *converter) newStep(h head) *step {
+	return &step{head: h, record: c.buffers[h.After.Sequence%uint64(len(c.buffers))]}
+}
+
+// record writes the record of a step. It takes the place of the record of the step
+// before the last, whose marker is durable.
+func (c *converter) record(s *step) error {
+	if s == nil {
+		return nil
 	}
-	if err := c.change(s); err != nil {
-		return nil, err
-	}
-	return s, c.writeRecord(s)
+	s.Durable = c.at
+	return c.writeRecord(s)
 }
 
 // read fills p from the disk.
@@ -258,6 +293,9 @@ func (c *converter) read(p []byte, offset int64) error {
 
 // change gives a step its new data, with the tags of both.
 func (c *converter) change(s *step) error {
+	if s == nil {
+		return nil
+	}
 	s.Was = c.journal.sign(s.data())
 	if err := c.transform(s); err != nil {
 		return err
@@ -297,7 +335,7 @@ func (c *converter) writeMarker(m marker) error {
 }
 
 func (c *converter) syncJournal() error {
-	if err := c.journal.Sync(); err != nil {
+	if err := c.journal.Flush(); err != nil {
 		return fmt.Errorf("make the journal durable: %w", err)
 	}
 	return nil

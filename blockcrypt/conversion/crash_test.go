@@ -32,7 +32,7 @@ type effort struct {
 // Efforts, by the value of VMCRYPT_CRASH.
 var efforts = map[string]effort{
 	"":     {shapes: []shape{single}, faults: 1, forms: 9, sequences: 3},
-	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 150, sequences: 5},
+	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 110, sequences: 5},
 	"full": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 1, sequences: 7},
 }
 
@@ -42,7 +42,8 @@ func TestCrash(t *testing.T) {
 	if !ok {
 		t.Fatalf("VMCRYPT_CRASH is long, full, or nothing")
 	}
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetGCPercent(debug.SetGCPercent(1000)) // there is more to do than to collect
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(4 << 30))
 	var all []*explorer
 	for _, s := range scenarios(t, e.shapes...) {
 		all = append(all, newExplorer(s, e, false))

@@ -283,6 +283,8 @@ func TestForeignJournal(t *testing.T) {
 		"holes":       func(j *Job) { j.Holes = blockcrypt.Fill },
 		"operation":   func(j *Job) { j.From = j.To },
 		"key":         func(j *Job) { j.Key = bytes.Repeat([]byte{8}, KeySize) },
+		"old state":   func(j *Job) { j.Phase = Preparing },
+		"old, undone": func(j *Job) { j.Phase, j.Backward = Preparing, true },
 		"removed":     func(j *Job) { _ = j.Journal.Remove() },
 	}
 	s := newScenario(t, "encrypt", 4096, blockcrypt.Preserve, single)

@@ -139,7 +139,7 @@ func (j *journal) initialize(h header) error {
 			return err
 		}
 	}
-	return j.Sync()
+	return j.Flush()
 }
 
 // header is what a journal belongs to.

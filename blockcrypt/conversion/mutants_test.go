@@ -18,13 +18,13 @@ type mutant struct{ mistake, file, old, new string }
 var mutants = []mutant{
 	// Syncs
 	{"zone not synced before its marker", "convert.go", "if err := c.Disk.Flush(); err != nil {", "if err := error(nil); err != nil {"},
-	{"record not synced before its zone", "convert.go", "if err := c.syncJournal(); err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif pending != nil {", "if pending != nil {"},
+	{"record not synced before its zone", "convert.go", "if err := c.syncJournal(); err != nil {\n\t\treturn err\n\t}\n\tif done != nil {", "if done != nil {"},
 	{"turn not synced", "convert.go", "if err := c.syncJournal(); err != nil {\n\t\treturn err\n\t}\n\tc.reached(m)", "c.reached(m)"},
 	{"recovery not synced", "recover.go", "return c.syncJournal()", "return nil"},
-	{"failed sync tried again", "convert.go", "if err := c.journal.Sync(); err != nil {", "err := c.journal.Sync()\n\tif err != nil {\n\t\terr = c.journal.Sync()\n\t}\n\tif err != nil {"},
+	{"failed sync tried again", "convert.go", "if err := c.journal.Flush(); err != nil {", "err := c.journal.Flush()\n\tif err != nil {\n\t\terr = c.journal.Flush()\n\t}\n\tif err != nil {"},
 	{"failed sync of the disk ignored", "convert.go", "return fmt.Errorf(\"make the disk durable: %w\", err)", "return nil"},
 	// Order
-	{"marker before zone", "convert.go", "if err := c.both(apply, record); err != nil || pending == nil {", "if pending != nil {\n\t\t_ = c.mark(pending.After)\n\t}\n\tif err := c.both(apply, record); err != nil || pending == nil {"},
+	{"marker before zone", "convert.go", "\terr = c.together(\n", "\tif w.recorded != nil {\n\t\t_ = c.mark(w.recorded.After)\n\t}\n\terr = c.together(\n"},
 	{"zone before record", "convert.go", "\ts.Is = c.journal.sign(s.data())\n", "\ts.Is = c.journal.sign(s.data())\n\t_ = c.apply(s)\n"},
 	{"descriptor before journal", "conversion.go", "f, err := j.Journal.Create(", "_ = j.Descriptor.SetPhase(Converting)\n\tf, err := j.Journal.Create("},
 	{"sectors before descriptor", "convert.go", "if err := c.Descriptor.SetPhase(Converting); err != nil {", "if err := error(nil); err != nil {"},
@@ -49,7 +49,9 @@ var mutants = []mutant{
 	{"step not finished before the turn", "convert.go", "for _, s := range begun {\n\t\tif err", "for _, s := range begun {\n\t\tif turn {\n\t\t\tbreak\n\t\t}\n\t\tif err"},
 	{"unreadable head taken for none", "recover.go", "\t\tcase !errors.Is(err, errBlock):\n\t\t\treturn heads, err\n", ""},
 	{"unreadable sector taken for zeros", "convert.go", "return fmt.Errorf(\"read at offset %d: %w\", offset, err)", "_ = err\n\t\tclear(p)"},
+	{"buffer taken before its step is done", "convert.go", "%uint64(len(c.buffers))", "%3"},
 	// Checks
+	{"old descriptor believed", "conversion.go", "\t\tif begun {\n", "\t\tif begun && false {\n"},
 	{"MAC not checked", "journal.go", "!hmac.Equal(mac[:], block[len(signed):]) || ", ""},
 	{"tag not compared", "journal.go", "return err == nil", "return err == nil || true"},
 	{"old data not told from new", "recover.go", "if c.journal.fits(s.Was, s.data()) {", "if !c.journal.fits(s.Is, s.data()) {"},
@@ -58,8 +60,8 @@ var mutants = []mutant{
 	// Content
 	{"direction ignored", "convert.go", "if s.After.Backward {", "if false {"},
 	{"old and new swapped", "convert.go", "s.Was = c.journal.sign(s.data())", "s.Is = c.journal.sign(s.data())\n\tdefer func() { s.Was, s.Is = s.Is, s.Was }()"},
-	{"position off by a zone", "convert.go", "c.writeMarker(pending.After)", "c.writeMarker(marker{pending.After.Sequence, pending.After.Position + c.journal.zone, pending.After.Backward})"},
-	{"next step where the last one was", "convert.go", "start = pending.After", "start = c.at\n\t\tstart.Sequence++"},
+	{"position off by a zone", "convert.go", "c.writeMarker(done.After)", "c.writeMarker(marker{done.After.Sequence, done.After.Position + c.journal.zone, done.After.Backward})"},
+	{"next step where the last one was", "convert.go", "w.last = pending.After", "w.last.Sequence++"},
 	{"holes filled", "convert.go", "if c.Holes == blockcrypt.Fill {", "if true {"},
 	{"plaintext kept in the journal", "convert.go", "if err := c.transform(s); err != nil {\n\t\treturn err\n\t}\n", "_, _ = c.journal.WriteAt(s.data(), c.journal.record(s.After.Sequence)+2*blockSize)\n\tif err := c.transform(s); err != nil {\n\t\treturn err\n\t}\n"},
 }

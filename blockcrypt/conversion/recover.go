@@ -25,6 +25,19 @@ func (c *converter) recover() (pending []*step, err error) {
 	return pending, c.writeAgain(pending)
 }
 
+// hasBegun tells whether a step may have been on its way to the disk.
+func (c *converter) hasBegun() (bool, error) {
+	if err := c.journal.open(c.Job); err != nil {
+		return false, err
+	}
+	heads, err := c.heads()
+	if err != nil || heads[0] != nil || heads[1] != nil {
+		return err == nil, err
+	}
+	latest, err := c.latest(heads)
+	return latest.Sequence > 0, err
+}
+
 // writeAgain makes sure that the marker and these records are durable.
 func (c *converter) writeAgain(pending []*step) error {
 	if err := c.writeMarker(c.at); err != nil {
@@ -128,7 +141,7 @@ func (c *converter) load(h *head) (*step, error) {
 	if !c.plausible(h) {
 		return nil, fmt.Errorf("%w: step %d cannot be", ErrJournal, h.After.Sequence)
 	}
-	s := &step{head: *h, record: c.buffers[h.After.Sequence%2]}
+	s := c.newStep(*h)
 	return s, c.loadData(s)
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -25,6 +26,7 @@ type scenario struct {
 	old, new []byte // content of the disk before and after
 	hole     []bool
 	key      []byte
+	buffers  spareBuffers
 }
 
 // shape is that of a disk, and how it is cut.
@@ -144,8 +146,22 @@ func (s *scenario) job(w *world, backward bool) Job {
 		Disk: simDisk{w}, From: s.from, To: s.to, SectorSize: s.sectorSize, Holes: s.holes,
 		DiskUUID: uuid.UUID{1}, UUID: uuid.UUID{2}, Key: s.key, Zone: s.zone,
 		Phase: w.phase.visible, Backward: backward,
-		Journal: simFolder{w}, Descriptor: simDescriptor{w}, serial: recordFirst, nonce: nonceOf,
+		Journal: simFolder{w}, Descriptor: simDescriptor{w}, memory: s.buffers.take, serial: recordFirst, nonce: nonceOf,
 	}
+}
+
+// spareBuffers are quicker to have than those of image.MapBuffers.
+type spareBuffers struct{ sync.Pool }
+
+func (b *spareBuffers) take(n, size int) ([][]byte, func(), error) {
+	buffers, _ := b.Get().([][]byte)
+	if len(buffers) != n || len(buffers[0]) != size {
+		buffers = nil
+		for range n {
+			buffers = append(buffers, make([]byte, size))
+		}
+	}
+	return buffers, func() { b.Put(buffers) }, nil
 }
 
 // nonceOf gives the same nonce to the same data, so that no two worlds differ in a

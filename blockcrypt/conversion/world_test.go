@@ -309,7 +309,7 @@ func (j simJournal) WriteAt(p []byte, offset int64) (int, error) {
 	return j.w.writeTo("journal", j.w.journal, p, offset)
 }
 
-func (j simJournal) Sync() error {
+func (j simJournal) Flush() error {
 	if err := j.w.tell("journal", "sync"); err != nil {
 		j.w.journal.forget()
 		return err
