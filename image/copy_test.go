@@ -28,7 +28,7 @@ type memory struct {
 	mu        sync.Mutex
 	busy, top int // calls at once
 	discarded int64
-	reserved []Extent
+	reserved  []Extent
 }
 
 func newMemory(size int64, holes ...Extent) *memory {
@@ -246,7 +246,7 @@ func TestCopyFaults(t *testing.T) {
 		"discard":              func(dst, src *memory) { dst.discardFault, src.holes = at, []Extent{hole} },
 		"map":                  func(_, src *memory) { src.mapFault = 0 },
 		"map of what is there": func(dst, _ *memory) { dst.mapFault = 0 },
-		"reserve":             func(dst, _ *memory) { dst.reserveFault = at },
+		"reserve":              func(dst, _ *memory) { dst.reserveFault = at },
 	} {
 		dst, src := newMemory(size), newMemory(size)
 		fault(dst, src)

@@ -32,7 +32,7 @@ type effort struct {
 // Efforts, by the value of VMCRYPT_CRASH.
 var efforts = map[string]effort{
 	"":     {shapes: []shape{single}, faults: 1, forms: 9, sequences: 3},
-	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 110, sequences: 5},
+	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 100, sequences: 5},
 	"full": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 1, sequences: 7},
 }
 

@@ -154,14 +154,14 @@ func (s *scenario) job(w *world, backward bool) Job {
 type spareBuffers struct{ sync.Pool }
 
 func (b *spareBuffers) take(n, size int) ([][]byte, func(), error) {
-	buffers, _ := b.Get().([][]byte)
-	if len(buffers) != n || len(buffers[0]) != size {
-		buffers = nil
+	spare, ok := b.Get().(*[][]byte)
+	if !ok || len(*spare) != n || len((*spare)[0]) != size {
+		spare = new([][]byte)
 		for range n {
-			buffers = append(buffers, make([]byte, size))
+			*spare = append(*spare, make([]byte, size))
 		}
 	}
-	return buffers, func() { b.Put(buffers) }, nil
+	return *spare, func() { b.Put(spare) }, nil
 }
 
 // nonceOf gives the same nonce to the same data, so that no two worlds differ in a
