@@ -45,6 +45,7 @@ test:
 	scripts/setup.sh
 	go vet ./...
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m $(RACE)
+	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run Scenarios ./blockcrypt/conversion
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'AtOnce|Unserved|Interrupted|OneDisk' ./cmd/vmcrypt
 	go test -count=1 -tags purego ./blockcrypt
 	[ "$$(go env GOARCH)" != amd64 ] || GOARCH=arm64 go test -count=1 -exec qemu-aarch64-static -timeout=15m ./blockcrypt

@@ -134,10 +134,19 @@ func (j *Job) check() error {
 		return fmt.Errorf("%w: no key to convert with", fs.ErrInvalid)
 	case len(j.Key) != KeySize:
 		return fmt.Errorf("%w: journal key of %d bytes", fs.ErrInvalid, len(j.Key))
-	case j.Zone < blockSize || j.Zone > maxZone || j.Zone%blockSize != 0:
-		return fmt.Errorf("%w: zone of %d bytes: want a multiple of %d up to %d", fs.ErrInvalid, j.Zone, blockSize, maxZone)
+	}
+	if err := CheckZone(j.Zone); err != nil {
+		return fmt.Errorf("%w: %w", fs.ErrInvalid, err)
 	}
 	return blockcrypt.CheckSize(j.Disk.Size(), j.SectorSize)
+}
+
+// CheckZone says why a step can't take up to so many bytes, if it can't.
+func CheckZone(bytes int) error {
+	if bytes < blockSize || bytes > maxZone || bytes%blockSize != 0 {
+		return fmt.Errorf("zone of %d bytes: want a multiple of %d up to %d", bytes, blockSize, maxZone)
+	}
+	return nil
 }
 
 // toEnd brings the descriptor to one of the last two phases.

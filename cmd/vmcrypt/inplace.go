@@ -10,25 +10,19 @@ import (
 	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 )
 
-// zoneUnit is what --zone has to be a multiple of, and maxZone the most it can be.
-const (
-	zoneUnit = 4096
-	maxZone  = 256 << 20
-)
-
 // inPlaceFlags are those of the commands that convert disks where they lie.
 func inPlaceFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "abort", Usage: "turn an unfinished conversion in place round"},
 		&cli.IntFlag{Name: "zone", Value: conversion.DefaultZone,
-			Usage: "convert at most `BYTES` at a time in place: a multiple of 4096; the journal has twice as much"},
+			Usage: "convert at most `BYTES` at a time in place: a multiple of 4096; the journal takes twice as much space, and four times as much is in memory"},
 	}
 }
 
 func inPlace(c *cli.Context) (agent.InPlace, error) {
 	o := agent.InPlace{Abort: c.Bool("abort"), Zone: c.Int("zone")}
-	if o.Zone < zoneUnit || o.Zone > maxZone || o.Zone%zoneUnit != 0 {
-		return o, usageError{fmt.Errorf("--zone is a multiple of %d up to %d, not %d", zoneUnit, maxZone, o.Zone)}
+	if err := conversion.CheckZone(o.Zone); err != nil {
+		return o, usageError{fmt.Errorf("--zone: %w", err)}
 	}
 	for _, flag := range []string{"abort", "zone"} {
 		if c.IsSet(flag) && c.String("output") != "" {
