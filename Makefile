@@ -76,6 +76,8 @@ bin/golangci-lint: tools/go.mod tools/go.sum
 fuzz:
 	scripts/fuzz.sh $(FUZZTIME) $(PKG)
 
+# cryptsetup is in /usr/sbin, which a user's PATH often lacks.
+bench: export PATH := $(PATH):/usr/sbin
 bench: build
-	scripts/setup.sh gcc libc6-dev libssl-dev qemu-utils
+	scripts/setup.sh cryptsetup-bin gcc libc6-dev libssl-dev qemu-utils
 	go run ./internal/performance $(SECTION)

@@ -6,6 +6,7 @@ import (
 	"log"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -38,6 +39,29 @@ func contest(ctx context.Context, rounds int, contestants []contestant) (map[str
 		}
 	}
 	return results, nil
+}
+
+// compare finds the best of several ways to run another program and has it
+// compete with us. It gives the results and the name of that way.
+func compare(ctx context.Context, rounds int, us, ways []contestant) (map[string][]result, string, error) {
+	trial, err := contest(ctx, min(rounds, 2), ways)
+	if err != nil {
+		return nil, "", err
+	}
+	best := ways[0]
+	for _, c := range ways {
+		if median(trial[c.name], wall) < median(trial[best.name], wall) {
+			best = c
+		}
+	}
+	results, err := contest(ctx, rounds, append(us, best))
+	return results, best.name, err
+}
+
+// called is the name of a contestant: its program and what is special about how
+// it is run.
+func called(program string, mode []string) string {
+	return strings.Join(append([]string{program}, mode...), " ")
 }
 
 func (c contestant) run(ctx context.Context) (result, error) {

@@ -29,6 +29,28 @@ func (t table) String() string {
 	return b.String()
 }
 
+// resultTable has a row for each contestant in this order, the first of which
+// the others are compared with.
+func resultTable(title string, order []string, results map[string][]result) table {
+	first := results[order[0]]
+	t := table{title + ":", []string{"", "wall s", "CPU s", "peak MiB", "wall, " + order[0] + " = 1"}, nil}
+	for _, name := range order {
+		r := results[name]
+		t.rows = append(t.rows, []string{name, fmt.Sprintf("%.2f", median(r, wall)), fmt.Sprintf("%.2f", median(r, cpu)),
+			fmt.Sprintf("%.0f", median(r, mib)), fmt.Sprintf("%.2f", ratio(r, first, wall))})
+	}
+	return t
+}
+
+// atMost is the row of a target: what, is, at most, met.
+func atMost(what string, is, limit float64) []string {
+	met := "yes"
+	if is > limit {
+		met = "**no**"
+	}
+	return []string{what, fmt.Sprintf("%.2f", is), fmt.Sprintf("%.2f", limit), met}
+}
+
 // rewrite replaces what stands between the marks of a section in the document.
 func rewrite(path, name, text string) error {
 	old, err := os.ReadFile(path)

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// diskSize is the size of the disk that is encrypted. Every other extent is
-	// a hole.
+	// diskSize is the size of the disks that are encrypted. Of a thin one, every
+	// other extent is a hole.
 	diskSize   = 4 << 30
 	extentSize = 8 << 20
 )
@@ -52,23 +52,26 @@ func measureFiles(ctx context.Context, rounds int) ([]table, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(w.folder)
+	if err := w.prepareSources(ctx); err != nil {
+		return nil, err
+	}
 	var tables []table
 	var targets [][]string
 	for _, cached := range []bool{false, true} {
-		results, qemu, err := w.compare(ctx, rounds, w.encrypting(cached), w.encryptingByQEMU(cached))
+		results, qemu, err := compare(ctx, rounds, w.encrypting(cached), w.encryptingByQEMU(cached))
 		if err != nil {
 			return nil, err
 		}
 		order := []string{byVmcrypt, withCipher, withoutIt, qemu, byCopying}
-		tables = append(tables, w.table("Encrypt, "+inCache(cached), order, results))
+		tables = append(tables, resultTable("Encrypt, "+inCache(cached), order, results))
 		targets = append(targets, verdicts(inCache(cached), results, qemu)...)
 	}
 	for _, cached := range []bool{false, true} {
-		results, qemu, err := w.compare(ctx, rounds, w.decrypting(cached), w.decryptingByQEMU(cached))
+		results, qemu, err := compare(ctx, rounds, w.decrypting(cached), w.decryptingByQEMU(cached))
 		if err != nil {
 			return nil, err
 		}
-		tables = append(tables, w.table("Decrypt, "+inCache(cached), []string{byVmcrypt, qemu}, results))
+		tables = append(tables, resultTable("Decrypt, "+inCache(cached), []string{byVmcrypt, qemu}, results))
 	}
 	header := []string{"encrypt", "is", "at most", "met"}
 	return append(tables, table{"Against the targets (medians of the ratios of each round):", header, targets}), nil
@@ -81,43 +84,11 @@ func inCache(cached bool) string {
 	return "the source not in the page cache"
 }
 
-// compare finds the best way to run qemu-img and has it compete with the rest.
-func (w workshop) compare(ctx context.Context, rounds int, us, qemu []contestant) (map[string][]result, string, error) {
-	trial, err := contest(ctx, min(rounds, 2), qemu)
-	if err != nil {
-		return nil, "", err
-	}
-	best := qemu[0]
-	for _, c := range qemu {
-		if median(trial[c.name], wall) < median(trial[best.name], wall) {
-			best = c
-		}
-	}
-	results, err := contest(ctx, rounds, append(us, best))
-	return results, best.name, err
-}
-
-func (w workshop) table(title string, order []string, results map[string][]result) table {
-	t := table{title + ":", []string{"", "wall s", "CPU s", "peak MiB", "wall, vmcrypt = 1"}, nil}
-	for _, name := range order {
-		r := results[name]
-		t.rows = append(t.rows, []string{name, fmt.Sprintf("%.2f", median(r, wall)), fmt.Sprintf("%.2f", median(r, cpu)),
-			fmt.Sprintf("%.0f", median(r, mib)), fmt.Sprintf("%.2f", ratio(r, results[byVmcrypt], wall))})
-	}
-	return t
-}
-
 // verdicts compares results with what they should be.
 func verdicts(when string, results map[string][]result, qemu string) [][]string {
 	us := results[byVmcrypt]
 	var rows [][]string
-	add := func(what string, is, atMost float64) {
-		met := "yes"
-		if is > atMost {
-			met = "**no**"
-		}
-		rows = append(rows, []string{what + ", " + when, fmt.Sprintf("%.2f", is), fmt.Sprintf("%.2f", atMost), met})
-	}
+	add := func(what string, is, limit float64) { rows = append(rows, atMost(what+", "+when, is, limit)) }
 	add("wall time, qemu-img = 1", ratio(us, results[qemu], wall), 0.6)
 	add("CPU time, qemu-img = 1", ratio(us, results[qemu], cpu), 0.45)
 	add("wall time, cp and fsync = 1", ratio(us, results[byCopying], wall), 0.7)
@@ -126,8 +97,8 @@ func verdicts(when string, results map[string][]result, qemu string) [][]string 
 	return rows
 }
 
-// openWorkshop makes the disks and keys. It takes up to 14 GiB of the folder for
-// temporary files, which TMPDIR names.
+// openWorkshop makes a thin disk and the key manager. A section takes up to
+// 14 GiB of the folder for temporary files, which TMPDIR names.
 func openWorkshop(ctx context.Context) (w workshop, err error) {
 	if w.folder, err = os.MkdirTemp("", "vmcrypt-performance-"); err != nil {
 		return w, err
@@ -137,23 +108,22 @@ func openWorkshop(ctx context.Context) (w workshop, err error) {
 			os.RemoveAll(w.folder)
 		}
 	}()
-	log.Printf("making a disk of %d GiB in %s", diskSize>>30, w.folder)
 	if err := os.Setenv("VMCRYPT_HOME", w.in("home")); err != nil {
 		return w, err
 	}
 	if err := os.WriteFile(w.in("passphrase"), []byte("vmcrypt"), 0o600); err != nil {
 		return w, err
 	}
-	if err := makeDisk(w.in("plain")); err != nil {
+	if err := makeDisk(w.in("plain"), 2*extentSize); err != nil {
 		return w, err
 	}
-	return w, w.prepareSources(ctx)
+	_, err = run(ctx, []string{ourBinary, "init"})
+	return w, err
 }
 
-// prepareSources makes the key manager and what is decrypted.
+// prepareSources makes what is decrypted.
 func (w workshop) prepareSources(ctx context.Context) error {
 	for _, command := range [][]string{
-		{ourBinary, "init"},
 		{ourBinary, "encrypt", w.in("plain"), "--output", w.in("encrypted")},
 		w.createLUKS("blank"),
 		w.copyBlank("luks"),
@@ -166,14 +136,17 @@ func (w workshop) prepareSources(ctx context.Context) error {
 	return nil
 }
 
-func makeDisk(path string) error {
+// makeDisk makes a disk that has an extent of random data every so many bytes,
+// and holes between them.
+func makeDisk(path string, every int64) error {
+	log.Printf("making a disk of %d GiB: %s", diskSize>>30, path)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	extent := make([]byte, extentSize)
-	for at := int64(0); at < diskSize; at += 2 * extentSize {
+	for at := int64(0); at < diskSize; at += every {
 		_, _ = rand.Read(extent) // never fails
 		if _, err := f.WriteAt(extent, at); err != nil {
 			return err
@@ -202,7 +175,7 @@ func (w workshop) decrypting(cached bool) []contestant {
 func (w workshop) encryptingByQEMU(cached bool) (all []contestant) {
 	ready := w.ready("plain", cached)
 	for _, mode := range qemuModes {
-		all = append(all, contestant{qemuName(mode), func(ctx context.Context) error {
+		all = append(all, contestant{called("qemu-img convert", mode), func(ctx context.Context) error {
 			if err := ready(ctx); err != nil {
 				return err
 			}
@@ -215,18 +188,10 @@ func (w workshop) encryptingByQEMU(cached bool) (all []contestant) {
 
 func (w workshop) decryptingByQEMU(cached bool) (all []contestant) {
 	for _, mode := range qemuModes {
-		all = append(all, contestant{qemuName(mode), w.ready("luks", cached), append(w.qemuConvert(mode),
+		all = append(all, contestant{called("qemu-img convert", mode), w.ready("luks", cached), append(w.qemuConvert(mode),
 			"--image-opts", "driver=luks,key-secret=pass,file.filename="+w.in("luks"), "-O", "raw", w.in("out"))})
 	}
 	return all
-}
-
-func qemuName(mode []string) string {
-	name := "qemu-img convert"
-	for _, m := range mode {
-		name += " " + m
-	}
-	return name
 }
 
 func (w workshop) secret() []string {

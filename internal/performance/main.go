@@ -31,6 +31,7 @@ type section struct {
 var sections = []section{
 	{"kernels", []string{"gcc"}, measureKernels},
 	{"files", []string{"qemu-img", "cp", "sync"}, measureFiles},
+	{"inplace", []string{"cryptsetup", "cp", "sync", "truncate"}, measureInPlace},
 }
 
 // document is what the results are written to.

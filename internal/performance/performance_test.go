@@ -109,6 +109,64 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+func TestVerdictsInPlace(t *testing.T) {
+	runs := func(wall, rss int64) []result { return []result{{wall: time.Duration(wall), rss: rss << 20}} }
+	rows := verdictsInPlace(
+		map[string][]result{vmcryptInPlace: runs(180, 65), vmcryptToNewFile: runs(100, 99)},
+		map[string][]result{vmcryptInPlace: runs(81, 64), "cryptsetup": runs(100, 1)}, "cryptsetup")
+	var met []string
+	for _, row := range rows {
+		met = append(met, row[3])
+	}
+	if want := []string{"yes", "**no**", "**no**", "yes"}; !slices.Equal(met, want) {
+		t.Errorf("got %q of %q", met, rows)
+	}
+}
+
+// The way that is faster in the trial takes part, under its name.
+func TestCompareTakesTheBest(t *testing.T) {
+	us := []contestant{{"us", nil, []string{"true"}}}
+	ways := []contestant{{"slow", nil, []string{"sleep", "0.3"}}, {"fast", nil, []string{"true"}}, {"slow too", nil, []string{"sleep", "0.3"}}}
+	results, best, err := compare(t.Context(), 1, us, ways)
+	if err != nil || best != "fast" || len(results) != 2 || len(results["us"]) != 1 || len(results["fast"]) != 1 {
+		t.Errorf("best %q, %v, %v", best, results, err)
+	}
+}
+
+func TestResultTable(t *testing.T) {
+	of := func(seconds, mib int64) []result {
+		return []result{{time.Duration(seconds) * time.Second, time.Duration(seconds) * time.Second / 2, mib << 20}}
+	}
+	got := resultTable("T", []string{"b", "a"}, map[string][]result{"a": of(3, 10), "b": of(2, 20), "c": of(9, 9)})
+	want := table{"T:", []string{"", "wall s", "CPU s", "peak MiB", "wall, b = 1"},
+		[][]string{{"b", "2.00", "1.00", "20", "1.00"}, {"a", "3.00", "1.50", "10", "1.50"}}}
+	if got.String() != want.String() {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestRestore(t *testing.T) {
+	w := workshop{t.TempDir()}
+	if err := os.WriteFile(w.in("plain"), []byte("plain"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	work := []string{"sh", "-c", `printf ", changed" >>"$0" && mkdir "$0.vmx"`, w.in("work/disk")}
+	for _, c := range []struct {
+		commands [][]string
+		want     string
+		files    int
+	}{{[][]string{work}, "plain, changed", 2}, {nil, "plain", 1}} {
+		if err := w.restore(t.Context(), "plain", c.commands); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(w.in("work/disk"))
+		names, _ := filepath.Glob(w.in("work/*"))
+		if err != nil || string(got) != c.want || len(names) != c.files {
+			t.Errorf("%q, %q, %v", got, names, err)
+		}
+	}
+}
+
 func TestChildCopies(t *testing.T) {
 	folder := t.TempDir()
 	from, to, encrypted := filepath.Join(folder, "from"), filepath.Join(folder, "to"), filepath.Join(folder, "encrypted")
