@@ -315,10 +315,7 @@ func (c *converter) transform(s *step) error {
 
 // writeRecord puts the head before the data, twice.
 func (c *converter) writeRecord(s *step) error {
-	block, err := c.journal.encode(kindHead, s.head)
-	if err != nil {
-		return err
-	}
+	block := c.journal.encode(kindHead, &s.head)
 	copy(s.record, block)
 	copy(s.record[blockSize:], block)
 	if _, err := c.journal.WriteAt(s.record[:2*blockSize+s.dataSize()], c.journal.record(s.After.Sequence)); err != nil {
@@ -328,7 +325,7 @@ func (c *converter) writeRecord(s *step) error {
 }
 
 func (c *converter) writeMarker(m marker) error {
-	if err := c.journal.writeBlock(c.journal.marker(m.Sequence), kindMarker, m); err != nil {
+	if err := c.journal.writeBlock(c.journal.marker(m.Sequence), kindMarker, &m); err != nil {
 		return fmt.Errorf("write the journal: %w", err)
 	}
 	return nil

@@ -24,16 +24,17 @@ type effort struct {
 	shapes []shape
 	faults int // torn writes and failed syncs, over all crashes of a history
 	forms  int // of the torn forms of a write, one in so many
-	second int // of the histories with more than one fault, one in so many
+	whole  int // faults up to which all histories are looked at
+	later  int // of those with more faults, one in so many
 
 	sequences uint16 // steps and turns of a history up to which crashes are looked at
 }
 
 // Efforts, by the value of VMCRYPT_CRASH.
 var efforts = map[string]effort{
-	"":     {shapes: []shape{single}, faults: 1, forms: 9, sequences: 3},
-	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 100, sequences: 5},
-	"full": {shapes: []shape{single, several}, faults: 2, forms: 1, second: 1, sequences: 7},
+	"":     {shapes: []shape{single}, faults: 1, forms: 9, whole: 1, sequences: 3},
+	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, whole: 1, later: 100, sequences: 5},
+	"full": {shapes: []shape{single, several}, faults: 3, forms: 1, whole: 2, later: 30, sequences: 7},
 }
 
 // TestCrash is the crash model: docs/conversion.md.
@@ -98,7 +99,7 @@ type explorer struct {
 	total   *tally
 	seen    map[uint64]visit // worlds, by their hash
 	known   map[uint64]int8  // where runs have been to, with which faults left, plus 1
-	queues  [3][]*visitor    // worlds to look at, by the faults that are left
+	queues  [4][]*visitor    // worlds to look at, by the faults that are left
 	spare   []*visitor
 }
 
@@ -412,11 +413,11 @@ func (c choice) with(v *visitor, i int, f form) choice {
 	return c
 }
 
-// chosen tells whether a fault is looked at. Of those that are not the first of
-// their history, and of torn forms, only some may be.
+// chosen tells whether a fault is looked at. Of the later ones of a history, and of
+// torn forms, only some may be.
 func (x *explorer) chosen(c choice) bool {
-	if c.faults < x.faults-1 {
-		return c.hash>>7%uint64(x.second) == 0
+	if x.faults-c.faults > x.whole {
+		return c.hash>>7%uint64(x.later) == 0
 	}
 	return c.failed || c.hash>>7%uint64(x.forms) == 0
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"hash"
 
@@ -131,11 +130,11 @@ func (j *journal) wipe() { clear(j.key) }
 
 // initialize writes the header and the first marker, twice, and makes them durable.
 func (j *journal) initialize(h header) error {
-	if err := j.writeBlock(0, kindHeader, h); err != nil {
+	if err := j.writeBlock(0, kindHeader, &h); err != nil {
 		return err
 	}
 	for slot := range uint64(2) {
-		if err := j.writeBlock(j.marker(slot), kindMarker, marker{}); err != nil {
+		if err := j.writeBlock(j.marker(slot), kindMarker, &marker{}); err != nil {
 			return err
 		}
 	}
@@ -192,25 +191,19 @@ const (
 )
 
 // writeBlock writes a block: its kind, the content, a MAC of both, and zeros.
-func (j *journal) writeBlock(offset int64, k kind, content any) error {
-	block, err := j.encode(k, content)
-	if err != nil {
-		return err
-	}
-	_, err = j.WriteAt(block, offset)
+func (j *journal) writeBlock(offset int64, k kind, c content) error {
+	_, err := j.WriteAt(j.encode(k, c), offset)
 	return err
 }
 
 // encode gives a block, which is good until the next call.
-func (j *journal) encode(k kind, content any) ([]byte, error) {
+func (j *journal) encode(k kind, c content) []byte {
 	clear(j.block[:])
 	j.block[0] = byte(k)
-	n, err := binary.Encode(j.block[1:], binary.BigEndian, content)
-	if err != nil {
-		return nil, err
-	}
-	j.sum(j.block[1+n:], j.block[:1+n])
-	return j.block[:], nil
+	signed, mac := j.block[:1+c.size()], j.block[1+c.size():]
+	c.fields(&fields{p: signed[1:], write: true})
+	j.sum(mac, signed)
+	return j.block[:]
 }
 
 // sum puts the MAC of p into out.
@@ -225,8 +218,8 @@ func (j *journal) sum(out, p []byte) {
 var errBlock = fmt.Errorf("%w: not as it was written", ErrJournal)
 
 // readBlock reads what writeBlock wrote.
-func (j *journal) readBlock(offset int64, k kind, content any) error {
-	block := j.block[:1+binary.Size(content)+macSize]
+func (j *journal) readBlock(offset int64, k kind, c content) error {
+	block := j.block[:1+c.size()+macSize]
 	if n, err := j.ReadAt(block, offset); n < len(block) {
 		return fmt.Errorf("read the journal at offset %d: %w", offset, err)
 	}
@@ -236,8 +229,8 @@ func (j *journal) readBlock(offset int64, k kind, content any) error {
 	if !hmac.Equal(mac[:], block[len(signed):]) || block[0] != byte(k) {
 		return errBlock
 	}
-	_, err := binary.Decode(signed[1:], binary.BigEndian, content)
-	return err
+	c.fields(&fields{p: signed[1:]})
+	return nil
 }
 
 // sign makes the tag of data.

@@ -1,8 +1,6 @@
 package conversion
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
 	"io"
 )
@@ -41,13 +39,14 @@ func Peek(f io.ReaderAt, size int64) (Position, error) {
 }
 
 // peekBlock reads what writeBlock wrote, without the MAC.
-func peekBlock(f io.ReaderAt, offset int64, k kind, content any) error {
-	block := make([]byte, 1+binary.Size(content))
+func peekBlock(f io.ReaderAt, offset int64, k kind, c content) error {
+	block := make([]byte, 1+c.size())
 	if n, err := f.ReadAt(block, offset); n < len(block) {
 		return fmt.Errorf("%w: read the journal at offset %d: %w", ErrJournal, offset, err)
 	}
 	if block[0] != byte(k) {
 		return errBlock
 	}
-	return binary.Read(bytes.NewReader(block[1:]), binary.BigEndian, content)
+	c.fields(&fields{p: block[1:]})
+	return nil
 }
