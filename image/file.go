@@ -47,7 +47,7 @@ type File struct {
 	format Format
 	mode   Mode
 	size   int64
-	vmdk   *VMDKDescriptor // nil but for VMDK
+	vmdk   *VMDKDescriptor // nil but for VMDK that was opened by it
 	device bool            // a block device: it has no holes and takes no mark
 
 	sync     func() error // file.Sync, or what a test puts in its place
@@ -132,7 +132,8 @@ func (f *File) Links() (n uint64, err error) {
 	return n, err
 }
 
-// VMDK is the descriptor that the disk was opened by, nil where it is no VMDK.
+// VMDK is the descriptor that the disk was opened by, nil where it is no VMDK or was
+// adopted.
 func (f *File) VMDK() *VMDKDescriptor { return f.vmdk }
 
 // Size is the size of the disk in bytes.
