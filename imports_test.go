@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	"internal/testtool":          {},
 	"kek":                        {"internal/kmipwire", "internal/secret"},
 	"kms":                        {"internal/durable", "internal/kmipwire", "internal/secret"},
+	"nbd":                        {"image"},
 	"testimages":                 {"image"},
 	"testimages/generate":        {"testimages"},
 	"vmx":                        {"internal/durable"},

@@ -1,0 +1,204 @@
+package nbd
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// conn is a connection in its second phase: transmission. Its goroutine answers
+// what is quick, which is reads of what is in memory and writes, one after the
+// other, and collects the replies until it must wait for requests.
+type conn struct {
+	session
+	stream   stream
+	spare    chan *buffer
+	stopping atomic.Bool // requests are refused
+
+	in         []byte // what has arrived
+	begin, end int    // of it, what is not taken yet
+	out        []byte
+	first      int // where out begins, so that data after a header are aligned
+	pending    int // bytes in out that are not sent
+
+	send   sync.Mutex     // held by whoever sends
+	beside sync.WaitGroup // requests that others do
+}
+
+// newConn makes a connection with buffers of its own.
+func newConn(s session, st stream, spare chan *buffer, in, out *buffer) (*conn, error) {
+	c := &conn{session: s, stream: st, spare: spare, first: headroom - s.dataHead()}
+	var err error
+	if c.in, err = in.get(); err != nil {
+		return nil, err
+	}
+	c.out, err = out.get()
+	return c, err
+}
+
+// transmit answers requests until the client leaves.
+func (c *conn) transmit() error {
+	for {
+		if err := c.fill(requestSize); err != nil {
+			return err
+		}
+		r, ok := parse(c.in[c.begin:c.end])
+		if !ok {
+			return fmt.Errorf("a request with the magic number %#x", c.in[c.begin:c.begin+4])
+		}
+		c.begin += requestSize
+		if r.command == cmdDisc {
+			return errEnd
+		}
+		if err := c.handle(r); err != nil {
+			return err
+		}
+	}
+}
+
+// finish waits for the requests under way and sends what is left.
+func (c *conn) finish() error {
+	c.beside.Wait()
+	return c.flush()
+}
+
+func (c *conn) handle(r request) error {
+	e := c.check(r)
+	if c.stopping.Load() {
+		e = eShutdown
+	}
+	switch {
+	case r.command == cmdWrite && e != 0:
+		return c.refuseWrite(r, e)
+	case e != 0:
+		return c.verdict(r, e)
+	case r.command == cmdRead:
+		return c.read(r)
+	case r.command == cmdWrite:
+		return c.write(r)
+	}
+	return c.giveAway(r)
+}
+
+// fill waits until n bytes have arrived, at most a piece. The replies to what
+// came before are sent first.
+func (c *conn) fill(n int) error {
+	for c.end-c.begin < n {
+		if err := c.flush(); err != nil {
+			return err
+		}
+		if c.begin == c.end || c.begin+n > len(c.in) {
+			c.end = copy(c.in, c.in[c.begin:c.end])
+			c.begin = 0
+		}
+		got, err := c.stream.Read(c.in[c.end:])
+		if err != nil {
+			return err
+		}
+		c.end += got
+	}
+	return nil
+}
+
+// reserve gives n bytes of the replies to be sent, headroom and a piece at most.
+func (c *conn) reserve(n int) ([]byte, error) {
+	if c.first+c.pending+n > len(c.out) {
+		if err := c.flush(); err != nil {
+			return nil, err
+		}
+	}
+	return c.out[c.first+c.pending:][:n], nil
+}
+
+// flush sends the replies that are there.
+func (c *conn) flush() error {
+	if c.pending == 0 {
+		return nil
+	}
+	n := c.pending
+	c.pending = 0
+	return c.sendNow(c.out[c.first:][:n])
+}
+
+func (c *conn) sendNow(p []byte) error {
+	c.send.Lock()
+	defer c.send.Unlock()
+	_, err := c.stream.Write(p)
+	return err
+}
+
+// verdict adds the reply to a request that is done, or is not.
+func (c *conn) verdict(r request, e errno) error {
+	p, err := c.reserve(maxVerdict)
+	if err != nil {
+		return err
+	}
+	c.pending += c.putVerdict(p, r, e)
+	return nil
+}
+
+// read answers a read as far as the data are in memory; what has to be waited
+// for is given away.
+func (c *conn) read(r request) error {
+	for r.length > 0 {
+		n := r.piece()
+		if n < r.length && !c.structured {
+			return c.giveAway(r)
+		}
+		p, err := c.reserve(c.dataHead() + int(n))
+		if err != nil {
+			return err
+		}
+		if c.export.noWait == nil || !c.export.noWait.ReadAtNoWait(p[c.dataHead():], int64(r.offset)) {
+			return c.giveAway(r)
+		}
+		c.putData(p, r, n, r.doneAfter(n))
+		c.pending += len(p)
+		c.export.read.Add(uint64(n))
+		r = r.after(n)
+	}
+	return nil
+}
+
+// doneAfter gives the flag of a chunk of n bytes.
+func (r request) doneAfter(n uint32) uint16 {
+	if n == r.length {
+		return replyFlagDone
+	}
+	return 0
+}
+
+// write writes the data that follow a request, piece by piece.
+func (c *conn) write(r request) error {
+	rest := r
+	for rest.length > 0 {
+		n := rest.piece()
+		if err := c.fill(int(n)); err != nil {
+			return err
+		}
+		if _, err := c.export.Disk.WriteAt(c.in[c.begin:][:n], int64(rest.offset)); err != nil {
+			return c.refuseWrite(rest, c.export.failed("write", rest, err))
+		}
+		c.begin += int(n)
+		c.export.written.Add(uint64(n))
+		rest = rest.after(n)
+	}
+	if r.has(cmdFlagFUA) {
+		return c.giveAway(request{command: cmdFlush, cookie: r.cookie})
+	}
+	return c.verdict(r, 0)
+}
+
+// refuseWrite drops the data that are still to come, so that the next request is
+// found after them.
+func (c *conn) refuseWrite(r request, e errno) error {
+	for left := r.length; left > 0; {
+		if err := c.fill(1); err != nil {
+			return err
+		}
+		n := min(left, uint32(c.end-c.begin))
+		c.begin += int(n)
+		left -= n
+	}
+	return c.verdict(r, e)
+}
