@@ -23,10 +23,11 @@ const module = "github.com/vmcrypt/vmcrypt"
 var mayImport = map[string][]string{
 	"agent": {"blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/durable",
 		"internal/secret", "kek", "vmx"},
+	"agent/diskserver":           {"blockcrypt", "dek", "image", "internal/secret", "nbd", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
 	"browse":                     {"image"},
-	"cmd/vmcrypt":                {"agent", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
+	"cmd/vmcrypt":                {"agent", "agent/diskserver", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
 	"dek":                        {"internal/secret"},
 	"image":                      {},
 	"internal/ceiling":           {},

@@ -72,7 +72,7 @@ func newApp() *cli.App {
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
-			lsCommand(), catCommand(), benchCommand(), kmsCommand(),
+			lsCommand(), catCommand(), benchCommand(), kmsCommand(), diskServerCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,
