@@ -21,7 +21,7 @@ func (s *server) listen() (err error) {
 	if err := s.claimDirectory(); err != nil {
 		return err
 	}
-	unix.Umask(0o177)
+	defer unix.Umask(unix.Umask(0o177))
 	if s.control, err = listenAt(controlSocket); err != nil {
 		return err
 	}

@@ -1,0 +1,5 @@
+//go:build !goexperiment.runtimesecret
+
+package diskserver
+
+const erases = false
