@@ -202,6 +202,7 @@ func (s *server) run(ctx context.Context) error {
 
 // end tells those who wait for the end what failed on the way.
 func (s *server) end(failed []error) {
+	s.failed = []string{}
 	for _, err := range failed {
 		if err != nil {
 			s.failed = append(s.failed, err.Error())

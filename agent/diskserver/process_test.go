@@ -301,6 +301,64 @@ func TestLaunchNotices(t *testing.T) {
 	}
 }
 
+// startByHand is Launch without the answer.
+func (m *machine) startByHand(t *testing.T) (*exec.Cmd, *launch) {
+	t.Helper()
+	cmd := roleCommand("server")
+	cmd.Stderr = nil
+	l, err := newLaunch(cmd, &m.Start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	l.closeTheirs()
+	return cmd, l
+}
+
+func TestExitCode(t *testing.T) {
+	for name, end := range map[string]func(m *machine, cmd *exec.Cmd) error{
+		"stop": func(m *machine, _ *exec.Cmd) error {
+			_, err := connect(t, m.Directory).Stop(t.Context())
+			return err
+		},
+		"SIGTERM": func(_ *machine, cmd *exec.Cmd) error { return cmd.Process.Signal(syscall.SIGTERM) },
+	} {
+		m := testMachine(t)
+		cmd, l := m.startByHand(t)
+		if err := l.talk(t.Context(), &m.Start); err != nil {
+			t.Fatal(err)
+		}
+		if err := end(m, cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		m.closeFiles()
+		m.unused(t)
+	}
+}
+
+// A process that nobody knows of does not keep the keys.
+func TestStarterIsGone(t *testing.T) {
+	m := testMachine(t)
+	cmd, l := m.startByHand(t)
+	l.answer.Close()
+	if err := m.send(l.start); err != nil {
+		t.Fatal(err)
+	}
+	l.start.Close()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Error(err)
+	}
+	m.closeFiles()
+	m.unused(t)
+}
+
 // Without what the agent hands over it says what is missing.
 func TestRunByHand(t *testing.T) {
 	cmd := roleCommand("server")
