@@ -98,6 +98,9 @@ func probe() error {
 		old <- true
 	}()
 	<-old
+	if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); dumpable != 0 || err != nil {
+		return fmt.Errorf("it can be dumped: %d, %w", dumpable, err)
+	}
 	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), 0); err != nil {
 		return fmt.Errorf("signal a thread of its own: %w", err)
 	}
