@@ -186,7 +186,7 @@ func TestStopTellsWhatFailed(t *testing.T) {
 func TestStopTwice(t *testing.T) {
 	m := testMachine(t)
 	s := testServer(t, m)
-	runServer(t, s)
+	ended := runServer(t, s)
 	var clients [5]*Client
 	for i := range clients {
 		clients[i] = connect(t, m.Directory)
@@ -201,6 +201,9 @@ func TestStopTwice(t *testing.T) {
 		})
 	}
 	stops.Wait()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 	if _, err := idle.Status(t.Context()); err == nil {
 		t.Error("a client has its server after the stop")
 	}
