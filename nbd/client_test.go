@@ -24,6 +24,12 @@ func start(t testing.TB, exports ...Export) (server *Server, socket string, stop
 	if err != nil {
 		t.Fatal(err)
 	}
+	socket, stop = serve(t, server)
+	return server, socket, stop
+}
+
+func serve(t testing.TB, server *Server) (socket string, stop func() error) {
+	t.Helper()
 	socket = filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -46,7 +52,7 @@ func start(t testing.TB, exports ...Export) (server *Server, socket string, stop
 			t.Error(err)
 		}
 	})
-	return server, socket, stop
+	return socket, stop
 }
 
 // client is a client that sends what it is told to, right or wrong.
@@ -216,7 +222,10 @@ func (c *client) begin(r request, payload []byte) <-chan answer {
 		return done
 	}
 	c.waiting[r.cookie] = &call{request: r, done: done}
-	_, _ = c.conn.Write(append(requestBytes(r), payload...)) // if it fails, so does receive
+	if _, err := c.conn.Write(append(requestBytes(r), payload...)); err != nil {
+		delete(c.waiting, r.cookie)
+		close(done)
+	}
 	return done
 }
 
@@ -298,7 +307,7 @@ func (c *client) finish(w *call) {
 
 func (w *call) simple(in io.Reader, e errno, structured bool) error {
 	w.errno = e
-	if w.request.command == cmdBlockStatus || (w.request.command == cmdRead && structured) {
+	if structured && (w.request.command == cmdBlockStatus || w.request.command == cmdRead) {
 		return fmt.Errorf("simple reply to command %d", w.request.command)
 	}
 	if w.request.command != cmdRead || e != 0 {

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sync"
@@ -94,6 +95,20 @@ func (d *memDisk) Flush() error {
 	defer leave()
 	d.flushes++
 	return nil
+}
+
+// content is a copy of n bytes at offset.
+func (d *memDisk) content(offset, n int) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.data[offset:][:n])
+}
+
+// flushed is how often the disk was flushed.
+func (d *memDisk) flushed() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flushes
 }
 
 func (d *memDisk) Size() int64 { return int64(len(d.data)) }

@@ -169,10 +169,12 @@ func TestOptionsAreBounded(t *testing.T) {
 // TestSlowNegotiation: whoever does not come to the point is turned out, wherever
 // he stops.
 func TestSlowNegotiation(t *testing.T) {
-	was := negotiationTime
-	t.Cleanup(func() { negotiationTime = was }) // after the server's end
-	negotiationTime = 200 * time.Millisecond
-	_, socket, _ := start(t, Export{Disk: newMemDisk(4096)})
+	server, err := New(Export{Disk: newMemDisk(4096)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.negotiation = 200 * time.Millisecond
+	socket, _ := serve(t, server)
 	for _, sent := range [][]byte{nil, {0, 0}, {0, 0, 0, 3}, append([]byte{0, 0, 0, 3}, optionHead(optList, 5)...),
 		append([]byte{0, 0, 0, 3}, optionHead(99, 1<<32-1)...)} {
 		c := dial(t, socket)

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/vmcrypt/vmcrypt/image"
@@ -52,6 +53,9 @@ type Server struct {
 	exports []*export
 	places  chan struct{} // one for each connection that may be open
 	spare   chan *buffer  // for requests done beside their connection
+	// negotiation is how long the first phase may take, grace how long at the
+	// end clients may take for the replies to requests under way.
+	negotiation, grace time.Duration
 }
 
 // export is an Export being served.
@@ -77,7 +81,12 @@ const (
 // New makes a server. It refuses names that the protocol can't bear or that
 // come twice. A server of one disk has it as the default export, too.
 func New(exports ...Export) (*Server, error) {
-	s := &Server{places: make(chan struct{}, maxConnections), spare: make(chan *buffer, maxBeside)}
+	s := &Server{
+		places:      make(chan struct{}, maxConnections),
+		spare:       make(chan *buffer, maxBeside),
+		negotiation: 10 * time.Second,
+		grace:       5 * time.Second,
+	}
 	for _, e := range exports {
 		if err := s.add(e); err != nil {
 			return nil, fmt.Errorf("export %q: %w", e.Name, err)

@@ -11,14 +11,6 @@ import (
 	"time"
 )
 
-// Times that a client may take. They are variables for the tests.
-var (
-	// negotiationTime is for the whole first phase.
-	negotiationTime = 10 * time.Second
-	// graceTime is, at the end, for taking the replies to requests under way.
-	graceTime = 5 * time.Second
-)
-
 // Serve serves whoever connects to l, which it closes, until ctx ends. Then it
 // takes no more requests, finishes those under way, flushes the disks and
 // returns: nil, or what a flush said. It returns earlier if l fails.
@@ -119,7 +111,7 @@ func (s *Server) serve(ctx context.Context, c net.Conn) error {
 
 // introduce negotiates, in time and as long as ctx lasts.
 func (s *Server) introduce(ctx context.Context, c net.Conn) (session, error) {
-	if err := c.SetDeadline(time.Now().Add(negotiationTime)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(s.negotiation)); err != nil {
 		return session{}, err
 	}
 	interrupted := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) }) // fails for a closed one
@@ -142,16 +134,16 @@ func (s *Server) transmit(ctx context.Context, chosen session, st stream) error 
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, c.stop)()
+	defer context.AfterFunc(ctx, func() { c.stop(s.grace) })()
 	return errors.Join(c.transmit(), c.finish())
 }
 
 // stop ends a connection soon: requests that have arrived are refused, and what
-// was begun is finished, if the client takes the replies.
-func (c *conn) stop() {
+// was begun is finished, if the client takes the replies in time.
+func (c *conn) stop(grace time.Duration) {
 	c.stopping.Store(true)
 	c.stream.stop()
-	time.AfterFunc(graceTime, c.stream.abort)
+	time.AfterFunc(grace, c.stream.abort)
 }
 
 // flush makes all that was written durable.
