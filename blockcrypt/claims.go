@@ -64,3 +64,15 @@ func (c *claims) blocked(own *claim) bool {
 func (c *claim) conflicts(o *claim) bool {
 	return (c.exclusive || o.exclusive) && c.start < o.end && o.start < c.end
 }
+
+// try is begin for those who only read and won't wait: nil if they would have to.
+func (c *claims) try(start, end int64) *claim {
+	own := &claim{start, end, false}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.blocked(own) {
+		return nil
+	}
+	c.queue = append(c.queue, own)
+	return own
+}

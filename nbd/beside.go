@@ -27,11 +27,11 @@ func (c *conn) giveAway(r request) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	return c.do(r, c.out)
+	return c.do(r, c.out[:headroom+pieceSize])
 }
 
 func (c *conn) doWith(b *buffer, r request) error {
-	mem, err := b.get()
+	mem, err := b.get(pieceSize)
 	if err != nil {
 		return err
 	}

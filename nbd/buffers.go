@@ -13,19 +13,22 @@ const (
 	pieceSize = 256 << 10
 	// headroom lies before the data, for a header that ends where a page begins.
 	headroom = 4096
+	// batchSize is for replies that are sent together: several pieces, each with
+	// its header. The client is woken less often.
+	batchSize = 4 * (pieceSize + dataSize)
 )
 
-// buffer holds a piece of a request with a header before it, from its first use.
-// Its pages are the kernel's: aligned, in no core dump since they hold plaintext,
-// and resident only as far as used.
+// buffer holds data with a header before them, from its first use. Its pages are
+// the kernel's: aligned, in no core dump since they hold plaintext, and resident
+// only as far as used.
 type buffer struct{ mem []byte }
 
-// get gives the memory, headroom and a piece.
-func (b *buffer) get() ([]byte, error) {
+// get gives the memory, headroom and size, which is always the same, in bytes.
+func (b *buffer) get(size int) ([]byte, error) {
 	if b.mem != nil {
 		return b.mem, nil
 	}
-	mem, err := unix.Mmap(-1, 0, headroom+pieceSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	mem, err := unix.Mmap(-1, 0, headroom+size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map a buffer: %w", err)
 	}

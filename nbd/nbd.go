@@ -12,8 +12,8 @@
 //
 // Each connection has a goroutine that answers all requests that have arrived,
 // and sends the replies together. What would keep the others waiting is done
-// beside it. Memory is bounded whatever clients send: no request has more than
-// a piece of its data in memory.
+// beside it. Memory is bounded whatever clients send: large requests are served in
+// pieces.
 package nbd
 
 import (

@@ -221,7 +221,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// TestMemory: however much clients ask for at once, the server holds but pieces.
+// TestMemory: however much clients ask for at once, the server holds but its
+// buffers, and what these clients need.
 func TestMemory(t *testing.T) {
 	disk := newMemDisk(maxRequest)
 	server, err := New(Export{Disk: disk})
@@ -254,7 +255,7 @@ func TestMemory(t *testing.T) {
 		})
 	}
 	work.Wait()
-	const bound = (2*maxConnections+maxBeside)*(headroom+pieceSize) + 24<<20
+	const bound = maxConnections*(2*headroom+pieceSize+batchSize) + maxBeside*(headroom+pieceSize) + 24<<20
 	if grown := most.Load() - before; grown > bound {
 		t.Errorf("memory grew by %d bytes, more than %d", grown, bound)
 	}

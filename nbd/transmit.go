@@ -29,10 +29,10 @@ type conn struct {
 func newConn(s session, st stream, spare chan *buffer, in, out *buffer) (*conn, error) {
 	c := &conn{session: s, stream: st, spare: spare, first: headroom - s.dataHead()}
 	var err error
-	if c.in, err = in.get(); err != nil {
+	if c.in, err = in.get(pieceSize); err != nil {
 		return nil, err
 	}
-	c.out, err = out.get()
+	c.out, err = out.get(batchSize)
 	return c, err
 }
 
@@ -100,7 +100,7 @@ func (c *conn) fill(n int) error {
 	return nil
 }
 
-// reserve gives n bytes of the replies to be sent, headroom and a piece at most.
+// reserve gives n bytes of the replies to be sent, a header and a piece at most.
 func (c *conn) reserve(n int) ([]byte, error) {
 	if c.first+c.pending+n > len(c.out) {
 		if err := c.flush(); err != nil {
