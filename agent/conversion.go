@@ -43,12 +43,16 @@ func (j *conversionJob) unwrap(ctx context.Context, keys *keyring) error {
 // convert takes the conversion to its end, and the record to what it is after it.
 func (j *conversionJob) convert(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (conversion.Phase, error) {
 	end, err := j.run(ctx, engine, opts, m)
-	if err == nil {
-		err = j.finish(end)
-	}
 	switch {
 	case errors.Is(err, conversion.ErrJournal):
 		return "", fmt.Errorf("disk %s (%s): %s: %w", j.disk.Node, j.disk.Path, j.journal.path, err)
+	case err != nil:
+		return "", j.disk.unfinished(err)
+	}
+	err = j.finish(end)
+	switch {
+	case isApplied(err): // there is nothing left to resume, and room would not help
+		return "", fmt.Errorf("the conversion of disk %s (%s) has come to its end, but not all is well: %v", j.disk.Node, j.disk.Path, err)
 	case err != nil:
 		return "", j.disk.unfinished(err)
 	}

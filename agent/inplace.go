@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
@@ -101,10 +102,19 @@ func (h *Host) inPlace(ctx context.Context, t *Target, run *inPlace) (*Status, e
 	if err := h.convertAll(ctx, t, disks, run); err != nil {
 		return nil, err
 	}
-	if t, err = t.reopen(); err != nil {
+	status, err := t.statusNow(run.nodes)
+	if err != nil { // which must not look as if the conversion had failed
+		return nil, fmt.Errorf("the conversion has come to its end, but what came of it can't be told: %v", err)
+	}
+	return status, nil
+}
+
+func (t *Target) statusNow(nodes []string) (*Status, error) {
+	t, err := t.reopen()
+	if err != nil {
 		return nil, err
 	}
-	return t.Status(run.nodes)
+	return t.Status(nodes)
 }
 
 // reopen reads a target again.
@@ -176,10 +186,10 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 		j.measure(meter, run.Abort)
 	}
 	var tooLate []error
-	for _, j := range jobs {
+	for i, j := range jobs {
 		end, err := j.convert(ctx, h.Engine, run.InPlace, meter)
 		if err != nil {
-			return err
+			return orNext(jobs[i+1:], err)
 		}
 		tooLate = append(tooLate, j.checkEnd(end, run.Abort))
 	}
@@ -197,6 +207,15 @@ func orUnfinished(ctx context.Context, disks []Disk, err error) error {
 		}
 	}
 	return err
+}
+
+// orNext names the first of the disks whose turn does not come, after an error of
+// one that is finished.
+func orNext(rest []*conversionJob, err error) error {
+	if len(rest) == 0 || errors.Is(err, ErrUnfinished) || errors.Is(err, conversion.ErrJournal) {
+		return err
+	}
+	return rest[0].disk.unfinished(err)
 }
 
 // open opens and locks all disks. After an error some are open.
@@ -322,12 +341,16 @@ func begin(ctx context.Context, keys *keyring, t *Target, jobs []*conversionJob)
 	for _, j := range jobs {
 		changes = append(changes, change{node: j.disk.Node, was: j.disk.Record, is: j.first})
 	}
-	if err := (descriptor{t}).apply(changes); err != nil {
+	begun := jobs[0].disk
+	begun.Record = jobs[0].first
+	err := (descriptor{t}).apply(changes)
+	switch {
+	case isApplied(err):
+		return begun.unfinished(err)
+	case err != nil:
 		return err
 	}
 	if err := readBackKeys(ctx, keys, t, jobs); err != nil {
-		begun := jobs[0].disk
-		begun.Record = jobs[0].first
 		return begun.unfinished(fmt.Errorf("read back: %w", err))
 	}
 	return nil
