@@ -31,7 +31,7 @@ var mutants = []mutant{
 	{"descriptor not written again", "convert.go", "if err := c.Descriptor.SetPhase(Converting); err != nil {", "if c.Phase == Converting {\n\t} else if err := c.Descriptor.SetPhase(Converting); err != nil {"},
 	{"end not written again", "conversion.go", "return j.Phase, j.Descriptor.SetPhase(j.Phase)", "return j.Phase, nil"},
 	{"journal removed before the end", "conversion.go", "return \"\", err\n\t}\n\treturn end, ", "return \"\", err\n\t}\n\t_ = j.Journal.Remove()\n\treturn end, "},
-	{"writes before the journal is checked", "conversion.go", "\tcase Converting:\n", "\tcase Converting:\n\t\t_ = j.Descriptor.SetPhase(Converting)\n"},
+	{"writes before the journal is checked", "conversion.go", "\tcase Converting:\n\tcase Converted", "\tcase Converting:\n\t\t_ = j.Descriptor.SetPhase(Converting)\n\tcase Converted"},
 	// Slots
 	{"one slot for all records", "journal.go", "int64(sequence%2)*(l.zone", "int64(0)*(l.zone"},
 	{"one slot for all markers", "journal.go", "(1 + int64(sequence%2))", "(1 + int64(0))"},
@@ -51,14 +51,16 @@ var mutants = []mutant{
 	{"unreadable sector taken for zeros", "convert.go", "return fmt.Errorf(\"read at offset %d: %w\", offset, err)", "_ = err\n\t\tclear(p)"},
 	{"buffer taken before its step is done", "convert.go", "%uint64(len(c.buffers))", "%3"},
 	// Checks
-	{"old descriptor believed", "conversion.go", "\t\tif begun {\n", "\t\tif begun && false {\n"},
+	{"old descriptor believed", "recover.go", "if heads[0] != nil || heads[1] != nil || latest.Sequence > 0 {", "if latest.Sequence > 1<<62 {"},
+	{"journal of another conversion replaced", "recover.go", "h.Conversion != c.UUID {", "h.Conversion != c.UUID && false {"},
+	{"plaintext left by a turn", "convert.go", "from == nil && to != nil {", "from == nil && to != nil && false {"},
 	{"MAC not checked", "journal.go", "!hmac.Equal(mac[:], block[len(signed):]) || ", ""},
 	{"tag not compared", "journal.go", "return err == nil", "return err == nil || true"},
 	{"old data not told from new", "recover.go", "if c.journal.fits(s.Was, s.data()) {", "if !c.journal.fits(s.Is, s.data()) {"},
 	{"half of the data taken for all", "recover.go", "if !c.journal.fits(s.Is, s.data()) {", "if false {"},
 	{"journal of another conversion", "journal.go", "case h != job.header(h.Zone):", "case false:"},
 	// Content
-	{"direction ignored", "convert.go", "if s.After.Backward {", "if false {"},
+	{"direction ignored", "convert.go", "c.ciphers(s.After.Backward)", "c.ciphers(false)"},
 	{"old and new swapped", "convert.go", "s.Was = c.journal.sign(s.data())", "s.Is = c.journal.sign(s.data())\n\tdefer func() { s.Was, s.Is = s.Is, s.Was }()"},
 	{"position off by a zone", "convert.go", "c.writeMarker(done.After)", "c.writeMarker(marker{done.After.Sequence, done.After.Position + c.journal.zone, done.After.Backward})"},
 	{"next step where the last one was", "convert.go", "w.last = pending.After", "w.last.Sequence++"},
