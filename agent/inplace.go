@@ -149,7 +149,7 @@ func (run *inPlace) choose(t *Target) ([]Disk, error) {
 		return nil, run.nothingToDo(t, named[0])
 	}
 	if len(begun) > 0 {
-		err = run.checkBeginning(t)
+		err = run.checkBeginning(t, begun)
 	}
 	return append(resumed, begun...), err
 }
@@ -162,13 +162,16 @@ func (run *inPlace) nothingToDo(t *Target, d Disk) error {
 }
 
 // checkBeginning looks at what may be in the way of a new conversion.
-func (run *inPlace) checkBeginning(t *Target) error {
+func (run *inPlace) checkBeginning(t *Target, begun []Disk) error {
 	if len(run.nodes) == 0 {
 		if err := t.checkAbsent(); err != nil {
 			return err
 		}
 	}
-	return t.checkPoweredOff()
+	if err := t.checkPoweredOff(); err != nil {
+		return err
+	}
+	return t.checkNoSnapshots(begun)
 }
 
 // convertAll converts one disk after the other.
@@ -317,7 +320,12 @@ func (h *Host) prepare(ctx context.Context, t *Target, jobs []*conversionJob, ru
 	for _, j := range jobs {
 		if !j.disk.amidConversion() {
 			begun = append(begun, j)
-		} else if err := j.unwrap(ctx, keys); err != nil {
+			continue
+		}
+		if err := j.unwrap(ctx, keys); err != nil {
+			return err
+		}
+		if err := j.check(h.Engine, run.InPlace); err != nil {
 			return err
 		}
 	}
