@@ -42,7 +42,8 @@ var _ conversion.Sidecar = sidecar{}
 
 // Create makes a journal of zeros. They are written, and not just reserved: so
 // whatever is written later needs no new space and no change of the file's
-// metadata, on file systems that write in place.
+// metadata, on file systems that write in place. After an error there is none: on a
+// full disk it would have taken the room that the descriptor needs.
 func (s sidecar) Create(size int64) (conversion.File, error) {
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -52,8 +53,7 @@ func (s sidecar) Create(size int64) (conversion.File, error) {
 		return nil, err
 	}
 	if err := s.initialize(f); err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, f.Close(), s.Remove())
 	}
 	return pastCache(f), nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/testimages"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -744,22 +745,55 @@ func TestInPlaceInUse(t *testing.T) {
 	h.fails(exitInUse, []string{"vmcrypt-lock", "in use"}, "encrypt", disk)
 }
 
-// smallDisk mounts a file system of so many MiB, and gives what makes it larger.
-func smallDisk(t *testing.T, mib int) (dir string, grow func(mib int)) {
+// smallDisk mounts a file system with so many MiB of room, and gives what makes
+// more.
+func smallDisk(t *testing.T, kind string, mib int) (dir string, grow func(mib int)) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a small file system")
 	}
 	dir = t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
-		t.Skipf("mount a tmpfs: %v", err)
-	}
+	mountSmall(t, kind, dir)
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-	return dir, func(mib int) {
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ballast.Close() })
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(dir, &stat); err != nil {
+		t.Fatal(err)
+	}
+	size := int64(stat.Bavail)*stat.Bsize - int64(mib)<<20
+	if err := syscall.Fallocate(int(ballast.Fd()), 0, 0, size); err != nil {
+		t.Fatal(err)
+	}
+	return dir, func(more int) {
 		t.Helper()
-		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%dm", mib)); err != nil {
+		size -= int64(more) << 20
+		if err := ballast.Truncate(size); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// mountSmall mounts a new file system of 16 MiB. ext4 keeps what it had reserved
+// when there is no room for the rest; tmpfs doesn't.
+func mountSmall(t *testing.T, kind, dir string) {
+	t.Helper()
+	if kind == "tmpfs" {
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+			t.Skipf("mount a tmpfs: %v", err)
+		}
+		return
+	}
+	mke2fs, mount := testtool.Need(t, "mke2fs"), testtool.Need(t, "mount")
+	file := filepath.Join(t.TempDir(), "fs")
+	if out, err := exec.Command(mke2fs, "-q", "-t", kind, "-m", "0", file, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := exec.Command(mount, "-o", "loop", file, dir).CombinedOutput(); err != nil {
+		t.Skipf("mount %s: %v: %s", kind, err, out)
 	}
 }
 
@@ -767,9 +801,16 @@ func smallDisk(t *testing.T, mib int) (dir string, grow func(mib int)) {
 // holes, the conversion stops so that it can go on.
 func TestInPlaceNoSpace(t *testing.T) {
 	h := newHome(t)
+	for _, kind := range []string{"tmpfs", "ext4"} {
+		t.Run(kind, func(t *testing.T) { (&home{t, h.dir}).noSpaceOn(kind) })
+	}
+}
+
+func (h *home) noSpaceOn(kind string) {
+	t := h.t
 	plain := filepath.Join(t.TempDir(), "plain")
 	holedImage(t, plain, 4<<20)
-	dir, grow := smallDisk(t, 4)
+	dir, grow := smallDisk(t, kind, 4)
 	disk := filepath.Join(dir, "disk.img")
 	copyFile(t, disk, plain)
 	stops := func(phase string, args ...string) {
@@ -779,10 +820,16 @@ func TestInPlaceNoSpace(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
+	stops(vmx.PhasePreparing, "encrypt", disk)
+	if _, err := os.Lstat(disk + ".vmcrypt-journal"); err == nil {
+		t.Error("a part of a journal takes the room that is left")
+	}
+	h.ok("encrypt", disk, "--abort")
+	same(t, disk, plain)
 	stops(vmx.PhasePreparing, "encrypt", disk, "--holes", "fill")
 	stops(vmx.PhaseConverting, "encrypt", disk, "--zone", "65536")
 	stops(vmx.PhaseConverting, "encrypt", disk)
-	grow(5)
+	grow(1)
 	h.ok("encrypt", disk)
 	h.isEncrypted(disk, "scsi0:0", plain)
 	h.ok("decrypt", disk, "--zone", "65536")
