@@ -56,7 +56,10 @@ func finishCommand(u *agent.Unfinished) string {
 	return command
 }
 
-func unfinishedHint(u *agent.Unfinished) string {
-	command := finishCommand(u)
+func unfinishedHint(u *agent.Unfinished, f failure) string {
+	command := finishCommand(u) + f.same
+	if f.abort && u.Err != nil { // which is not what was to be finished
+		return fmt.Sprintf("to go on going back: %s --abort; to go forward again: %s", command, command)
+	}
 	return fmt.Sprintf("to finish it: %s; to undo it: %s --abort", command, command)
 }

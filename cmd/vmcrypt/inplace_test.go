@@ -484,6 +484,31 @@ func TestInPlaceProgress(t *testing.T) {
 	goOn(size-*state(t, disk).Conversion.PositionBytes-step, "decrypt", disk, "--abort")
 }
 
+// TestInPlaceHints: the commands of a hint find the disk as the one that was
+// interrupted did, and say which way each of them goes.
+func TestInPlaceHints(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.vmdk")
+	holedImage(t, disk, 2<<20)
+	before := sum(t, disk)
+	config := filepath.Join(h.dir, "config.yaml")
+	encrypt := []string{"encrypt", disk, "--format", "raw", "--config=" + config}
+	interrupted := func(hint string, args ...string) {
+		t.Helper()
+		r := h.halfWay(func(cmd *exec.Cmd, _ *os.File) { _ = cmd.Process.Signal(os.Interrupt) }, args...)
+		said := parseJSON[struct{ Hint string }](t, r.stderr)
+		if want := strings.ReplaceAll(hint, "COMMAND", "vmcrypt encrypt "+disk+" --format raw --config "+config); said.Hint != want {
+			t.Errorf("%v: %q, want %q", args, said.Hint, want)
+		}
+	}
+	interrupted("to finish it: COMMAND; to undo it: COMMAND --abort", encrypt...)
+	interrupted("to go on going back: COMMAND --abort; to go forward again: COMMAND", append(encrypt, "--abort")...)
+	h.ok(append(encrypt, "--abort")...)
+	if sum(t, disk) != before {
+		t.Error("the disk is not what it was")
+	}
+}
+
 type progressLine struct {
 	Type  string `json:"type"`
 	Done  int64  `json:"doneBytes"`
