@@ -111,6 +111,12 @@ func faultsOf(call string) []fault {
 	return []fault{badIO}
 }
 
+// mustSay tells the calls that may not fail unnoticed: those that change a file, or
+// make that durable. Another call can show that there was nothing to remove.
+func mustSay(call string) bool {
+	return call != "unlinkat" && slices.Contains(faultsOf(call), dead)
+}
+
 // callSite is the nth time that a system call is made on a file. All runs of a
 // command have the same ones, in one order or another.
 type callSite struct {
@@ -293,6 +299,9 @@ func (f *faulty) try(at callSite, wrong fault) {
 	withoutForks(func() {
 		if err = f.check(code, said); err == nil {
 			err = f.finish(code)
+		}
+		if code == exitDone && wrong != short && mustSay(at.call) {
+			err = errors.New("it says nothing of that")
 		}
 		if err == nil {
 			err = f.checkNames(wrong == killed || wrong == dead)
