@@ -484,6 +484,40 @@ func TestInPlaceProgress(t *testing.T) {
 	goOn(size-*state(t, disk).Conversion.PositionBytes-step, "decrypt", disk, "--abort")
 }
 
+// TestInPlaceIgnoredFlags: a flag that comes too late is not ignored in silence.
+func TestInPlaceIgnoredFlags(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 2<<20)
+	goOn := func(warnings []string, args ...string) {
+		t.Helper()
+		r := h.run(args...)
+		if r.code != exitDone {
+			t.Fatalf("exit code %d, %s", r.code, r.stderr)
+		}
+		for _, w := range warnings {
+			if !strings.Contains(r.stderr, w) {
+				t.Errorf("no word of %q: %s", w, r.stderr)
+			}
+		}
+		if n := strings.Count(r.stderr, "changes nothing"); n != len(warnings) {
+			t.Errorf("%d warnings, want %d: %s", n, len(warnings), r.stderr)
+		}
+	}
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	kek := state(t, disk).Recipients[0].KEKID
+	goOn(nil,
+		"encrypt", disk, "--holes", "preserve", "--sector-size", "512", "--kek", kek, "--kms", "local", "--abort")
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	goOn([]string{"--holes fill", "--sector-size 4096", "--kms x", "--kek y"},
+		"encrypt", disk, "--holes", "fill", "--sector-size=4096", "--kms", "x", "--kek", "y")
+	if s := state(t, disk); s.Holes != "preserve" || s.SectorSize != 512 {
+		t.Errorf("%+v", s)
+	}
+	h.interrupted(agent.StateRekeying, "rekey", disk, "--deep")
+	goOn([]string{"--kek " + kek}, "rekey", "--deep", disk, "--kek", kek)
+}
+
 // TestInPlaceHints: the commands of a hint find the disk as the one that was
 // interrupted did, and say which way each of them goes.
 func TestInPlaceHints(t *testing.T) {
