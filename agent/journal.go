@@ -23,16 +23,13 @@ func journalOf(dataPath string) sidecar { return sidecar{resolved(dataPath) + jo
 // checkNoJournal refuses a disk that its descriptor takes for finished, beside
 // which a journal tells otherwise.
 func checkNoJournal(dataPath string) error {
-	path := journalOf(dataPath).path
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	j := journalOf(dataPath)
+	there, err := j.exists()
+	if err != nil || !there {
 		return err
 	}
 	return fmt.Errorf("%w: it says nothing of a conversion of %s, but the journal of one is there, %s",
-		ErrDescriptor, dataPath, path)
+		ErrJournalOnly, dataPath, j.path)
 }
 
 // sidecar is the journal of a conversion in its place.
@@ -129,6 +126,15 @@ func (s sidecar) Remove() error {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(s.path))
+}
+
+// exists tells whether there is something in the journal's place.
+func (s sidecar) exists() (bool, error) {
+	_, err := os.Lstat(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // peek tells how far the conversion has come; nil if there is no journal that tells.

@@ -100,6 +100,7 @@ var hints = []struct {
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},
 	{agent.ErrAbsent, "attach it or take it out of the descriptor, or choose the disks with --disk"},
+	{agent.ErrJournalOnly, "another descriptor may have a conversion of this disk that is not finished: name that one; or bring back the one that was there when it began"},
 	{agent.ErrUnrecorded, "find the descriptor; if the disk is surely plain, remove its attribute user.vmcrypt.disk"},
 	{blockcrypt.ErrSectorSize, "use --sector-size 512"},
 	{agent.ErrAlias, "add the alias to the configuration, or name another one with --kms"},

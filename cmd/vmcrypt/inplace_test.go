@@ -743,6 +743,60 @@ func TestInPlaceOldDescriptor(t *testing.T) {
 	}
 }
 
+// TestInPlaceOtherName: a disk that is converted by the descriptor of its VM, and
+// then named itself. Nobody is led to remove what makes it readable.
+func TestInPlaceOtherName(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\n")
+	holedImage(t, at("vm/a.img"), 2<<20)
+	h.interrupted(agent.StateEncrypting, "encrypt", at("vm/vm.vmx"))
+	for _, args := range [][]string{{"encrypt"}, {"encrypt", "--output", at("out")}, {"decrypt"}, {"status"}, {"ls"}} {
+		r := h.run(append(args, at("vm/a.img"))...)
+		if r.code != exitTampered || strings.Contains(r.stderr, "remove") {
+			t.Errorf("%v: exit code %d, %s", args, r.code, r.stderr)
+		}
+		if args[0] != "decrypt" && args[0] != "ls" && !strings.Contains(r.stderr, "another descriptor") {
+			t.Errorf("%v: %s", args, r.stderr)
+		}
+	}
+	h.ok("encrypt", at("vm/vm.vmx"), "--abort")
+}
+
+// TestInPlaceStatus: what it says of a rekey's keys, and of a journal that does not
+// tell how far it is.
+func TestInPlaceStatus(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 2<<20)
+	h.ok("encrypt", disk)
+	old := state(t, disk).Recipients[0].KEKID
+	says := func(words ...string) {
+		t.Helper()
+		text := h.ok("status", disk)
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				t.Errorf("no word of %q: %s", word, text)
+			}
+		}
+	}
+	h.interrupted(agent.StateRekeying, "rekey", disk, "--deep")
+	says("done up to", "needs KEK "+old, "opened by KEK "+state(t, disk).Recipients[0].KEKID)
+	if s := parseJSON[agent.Status](t, h.ok("status", disk, "--json")).Disks[0]; s.Previous[0].KEKID != old {
+		t.Errorf("%+v", s)
+	}
+	journal := disk + ".vmcrypt-journal"
+	good := read(t, journal)
+	write(t, journal, good[:100])
+	says("journal unreadable")
+	remove(t, journal)
+	says("journal missing")
+	write(t, journal, good)
+	h.ok("rekey", disk, "--deep")
+	if s := h.ok("status", disk, "--json"); strings.Contains(s, "previous") {
+		t.Error(s)
+	}
+}
+
 // TestInPlaceRefused: what can't be converted in place is left as it is.
 func TestInPlaceRefused(t *testing.T) {
 	h := newHome(t)
