@@ -87,7 +87,7 @@ func (h *Host) inPlace(ctx context.Context, t *Target, run *inPlace) (*Status, e
 	if _, err := run.choose(t); err != nil {
 		return nil, err
 	}
-	lock, err := lockDescriptor(t.Descriptor)
+	lock, err := t.lock()
 	if err != nil {
 		return nil, err
 	}
@@ -305,10 +305,14 @@ func (d Disk) checkConvertible(f *image.File) error {
 		return fmt.Errorf("%w: %s has %d hard links, and what uses the disk by the others would not know",
 			ErrInPlace, f.DataPath(), links)
 	}
-	if !d.amidConversion() {
-		return d.check(f)
+	if d.amidConversion() {
+		return d.checkMarkOf(f)
 	}
-	return d.checkMarkOf(f)
+	if n := f.Beyond(); n > 0 {
+		return fmt.Errorf("%w: %s has %d bytes more than its descriptor declares, which would stay as they are: cut them off, or a copy leaves them out",
+			ErrInPlace, f.DataPath(), n)
+	}
+	return d.check(f)
 }
 
 // prepare has all keys before anything is written, and then those that the

@@ -835,6 +835,58 @@ func TestInPlaceRefused(t *testing.T) {
 	h.fails(exitUsage, []string{"--zone"}, "encrypt", target, "--zone", "5000")
 }
 
+// TestInPlaceLongExtent: what lies behind the end of the disk would stay plain.
+func TestInPlaceLongExtent(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	disk := flatVMDK(t, dir, "w")
+	extent := filepath.Join(dir, "w-flat.vmdk")
+	before := read(t, extent)
+	write(t, extent, append(slices.Clone(before), "more of it"...))
+	h.fails(exitFailure, []string{"w-flat.vmdk has 10 bytes more", "--output"}, "encrypt", disk)
+	write(t, extent, before)
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	write(t, extent, append(read(t, extent), "more of it"...))
+	h.ok("encrypt", disk, "--abort")
+	if got := string(read(t, extent)); got != string(before)+"more of it" {
+		t.Error("the disk did not come back")
+	}
+}
+
+// TestInPlaceLockOwner: root leaves no lock that keeps the disk's owner out.
+func TestInPlaceLockOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\n", "a.img", "b.img")
+	const image, descriptor = 12345, 12346
+	for name, owner := range map[string]int{"vm/b.img": image, "vm/vm.vmx": descriptor} {
+		if err := os.Chown(at(name), owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for target, owner := range map[string]uint32{"vm/b.img": image, "vm/vm.vmx": descriptor} {
+		h.ok("encrypt", at(target))
+		lock := strings.TrimSuffix(at(target), ".vmx") + ".vmx.vmcrypt-lock"
+		info, err := os.Stat(lock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stat := info.Sys().(*syscall.Stat_t); stat.Uid != owner || stat.Gid != owner {
+			t.Errorf("%s belongs to %d:%d", lock, stat.Uid, stat.Gid)
+		}
+		// One that is there may be another's, put in its place.
+		if err := os.Chown(lock, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		h.ok("decrypt", at(target))
+		if info, err = os.Stat(lock); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Errorf("%v, %v", info, err)
+		}
+	}
+}
+
 // TestInPlaceInUse: nobody else has the disk, and no other vmcrypt is at it.
 func TestInPlaceInUse(t *testing.T) {
 	h := newHome(t)
