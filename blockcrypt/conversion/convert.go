@@ -295,21 +295,20 @@ func (c *converter) record(s *step) error {
 	return c.writeRecord(s)
 }
 
-// read fills p from the disk. If that fails, it looks for the place.
+// read fills p from the disk. After an error it looks for the place.
 func (c *converter) read(p []byte, offset int64) error {
-	if n, err := c.Disk.ReadAt(p, offset); n == len(p) {
+	n, err := c.Disk.ReadAt(p, offset)
+	if n == len(p) {
 		return nil
-	} else if len(p) <= blockSize {
-		return fmt.Errorf("read at offset %d: %w", offset, err)
 	}
-	for len(p) > 0 {
-		n := min(len(p), blockSize)
-		if err := c.read(p[:n], offset); err != nil {
-			return err
+	for len(p) > blockSize {
+		if n, again := c.Disk.ReadAt(p[:blockSize], offset); n < blockSize {
+			err = again
+			break
 		}
-		p, offset = p[n:], offset+int64(n)
+		p, offset = p[blockSize:], offset+blockSize
 	}
-	return nil
+	return fmt.Errorf("read at offset %d: %w", offset, err)
 }
 
 // change gives a step its new data, with the tags of both.

@@ -48,11 +48,11 @@ var mutants = []mutant{
 	{"missing record not noticed", "recover.go", "\t\tcase h.After.Sequence != c.at.Sequence+1+uint64(len(pending)):\n", "\t\tcase false:\n"},
 	{"step not finished before the turn", "convert.go", "for _, s := range begun {\n\t\tif err", "for _, s := range begun {\n\t\tif turn {\n\t\t\tbreak\n\t\t}\n\t\tif err"},
 	{"unreadable head taken for none", "recover.go", "\t\tcase !errors.Is(err, errBlock):\n\t\t\treturn heads, err\n", ""},
-	{"unreadable sector taken for zeros", "convert.go", "return fmt.Errorf(\"read at offset %d: %w\", offset, err)", "_ = err\n\t\tclear(p)"},
+	{"unreadable sector taken for zeros", "convert.go", "return fmt.Errorf(\"read at offset %d: %w\", offset, err)", "_, _ = offset, err\n\tclear(p)\n\treturn nil"},
 	{"buffer taken before its step is done", "convert.go", "%uint64(len(c.buffers))", "%3"},
 	// Checks
 	{"old descriptor believed", "recover.go", "if heads[0] != nil || heads[1] != nil || latest.Sequence > 0 {", "if latest.Sequence > 1<<62 {"},
-	{"journal of another conversion replaced", "recover.go", "h.Conversion != c.UUID {", "h.Conversion != c.UUID && false {"},
+	{"journal of another conversion replaced", "recover.go", "h.Conversion != c.UUID:", "h.Conversion != c.UUID && false:"},
 	{"plaintext left by a turn", "convert.go", "from == nil && to != nil {", "from == nil && to != nil && false {"},
 	{"MAC not checked", "journal.go", "!hmac.Equal(mac[:], block[len(signed):]) || ", ""},
 	{"tag not compared", "journal.go", "return err == nil", "return err == nil || true"},

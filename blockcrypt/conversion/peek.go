@@ -53,7 +53,7 @@ func peekHeader(f io.ReaderAt) (h header, err error) {
 func peekBlock(f io.ReaderAt, offset int64, k kind, c content) error {
 	block := make([]byte, 1+c.size())
 	if n, err := f.ReadAt(block, offset); n < len(block) {
-		return fmt.Errorf("%w: read the journal at offset %d: %w", ErrJournal, offset, err)
+		return fmt.Errorf("read the journal at offset %d: %w", offset, err)
 	}
 	if block[0] != byte(k) {
 		return errBlock

@@ -21,12 +21,16 @@ func (c *converter) look() (pending []*step, err error) {
 // checkUnchanged fails if the journal knows of a step, or is that of another
 // conversion. Its header need not be whole.
 func (c *converter) checkUnchanged() error {
-	if h, err := peekHeader(c.journal); err == nil && h.Conversion != c.UUID {
-		return fmt.Errorf("%w: it is of another conversion, of which the descriptor knows nothing: that may be an old one", ErrJournal)
-	}
 	var ok bool
 	if c.journal.layout, ok = layoutOf(c.journal.Size()); !ok {
 		return nil
+	}
+	h, err := peekHeader(c.journal)
+	switch {
+	case err == nil && h.Conversion != c.UUID:
+		return fmt.Errorf("%w: it is of another conversion, of which the descriptor knows nothing: that may be an old one", ErrJournal)
+	case err != nil && !errors.Is(err, ErrJournal):
+		return err
 	}
 	heads, err := c.heads()
 	if err != nil {
