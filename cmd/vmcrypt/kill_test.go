@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,27 +13,20 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent"
 )
 
-// killNumber is what a variable of the environment says, or else the given number.
-func killNumber(t *testing.T, name string, otherwise int) int {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // killRounds is how often a conversion is killed.
 func killRounds(t *testing.T) int {
 	t.Helper()
-	if os.Getenv("VMCRYPT_TEST_LONG") == "1" {
-		return killNumber(t, "VMCRYPT_KILL_ROUNDS", 300)
+	if text := os.Getenv("VMCRYPT_KILL_ROUNDS"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
 	}
-	return killNumber(t, "VMCRYPT_KILL_ROUNDS", 12)
+	if os.Getenv("VMCRYPT_TEST_LONG") == "1" {
+		return 300
+	}
+	return 12
 }
 
 // TestKilled kills conversions at random moments, again and again, until each has
@@ -44,7 +36,6 @@ func TestKilled(t *testing.T) {
 	k := newKiller(t)
 	left, ended := killRounds(t), 0
 	for begun := time.Now(); left > 0; ended++ {
-		k.begin()
 		left = k.convert("encrypt", agent.StateEncrypting, left)
 		k.isEncrypted(k.disk, "scsi0:0", k.plain)
 		left = k.convert("rekey", agent.StateRekeying, left)
@@ -57,48 +48,22 @@ func TestKilled(t *testing.T) {
 			t.Fatalf("%d kills to go, which is too slow", left)
 		}
 	}
-	t.Logf("%d kills amid %d times encrypt, rekey and decrypt, %d of them while going back; by bytes of a zone: %v",
-		killRounds(t), ended, k.backward, k.kills)
+	t.Logf("%d kills amid %d times encrypt, rekey and decrypt, %d of them while going back", killRounds(t), ended, k.backward)
 }
 
 // killer kills conversions of a disk.
 type killer struct {
 	*home
-	random      *rand.Rand
-	dir         string
 	plain, disk string
-	zone        int
-	flags       []string    // of encrypt
-	backward    int         // kills while a conversion went back
-	kills       map[int]int // by zone
+	backward    int // kills while a conversion went back
 }
 
 func newKiller(t *testing.T) *killer {
-	seed := killNumber(t, "VMCRYPT_KILL_SEED", rand.Int())
-	t.Logf("VMCRYPT_KILL_SEED=%d", seed)
-	return &killer{home: newHome(t), random: rand.New(rand.NewPCG(uint64(seed), 0)), dir: t.TempDir(), kills: map[int]int{}}
-}
-
-// killSizes are those of disks of which conversions with a zone last for some
-// hundred milliseconds. With the larger zones, data go past the page cache.
-var killSizes = map[int]int64{4096: 1 << 20, 64 << 10: 16 << 20, 1 << 20: 64 << 20}
-
-// begin makes another disk and says how it is to be encrypted.
-func (k *killer) begin() {
-	k.t.Helper()
-	k.zone = []int{4096, 64 << 10, 1 << 20}[k.random.IntN(3)]
-	holes := []string{"preserve", "fill"}[k.random.IntN(2)]
-	sector := []string{"512", "4096"}[k.random.IntN(2)]
-	k.flags = []string{"--holes", holes, "--sector-size", sector}
-	k.t.Logf("--zone %d %v", k.zone, k.flags)
-	k.plain, k.disk = filepath.Join(k.dir, fmt.Sprint("plain", k.zone)), filepath.Join(k.dir, "disk.img")
-	if _, err := os.Stat(k.plain); err != nil {
-		holedImage(k.t, k.plain, killSizes[k.zone])
-	}
-	if err := os.RemoveAll(k.disk); err != nil {
-		k.t.Fatal(err)
-	}
-	copyFile(k.t, k.disk, k.plain)
+	dir := t.TempDir()
+	k := &killer{home: newHome(t), plain: filepath.Join(dir, "plain"), disk: filepath.Join(dir, "disk.img")}
+	holedImage(t, k.plain, 2<<20)
+	copyFile(t, k.disk, k.plain)
+	return k
 }
 
 // convert runs a conversion until it has come to its end, and kills it on the way
@@ -112,7 +77,7 @@ func (k *killer) convert(command, amid string, left int) int {
 		if at != amid && at != before {
 			return left // it was killed when it had come to its end
 		}
-		abort := at == amid && left > 0 && k.random.IntN(4) == 0
+		abort := at == amid && left > 0 && rand.IntN(4) == 0
 		complete := k.runFor(k.patience(left), command, abort)
 		after := state(k.t, k.disk)
 		switch {
@@ -120,7 +85,6 @@ func (k *killer) convert(command, amid string, left int) int {
 			return left
 		case after.State == amid:
 			left = max(left-1, 0)
-			k.kills[k.zone]++
 			if after.Conversion.Direction == agent.DirectionBackward {
 				k.backward++
 			}
@@ -133,18 +97,15 @@ func (k *killer) patience(left int) time.Duration {
 	if left == 0 {
 		return time.Minute
 	}
-	return time.Duration(50+k.random.IntN(250)) * time.Millisecond
+	return time.Duration(50+rand.IntN(250)) * time.Millisecond
 }
 
 // runFor runs a conversion, kills it after some time, and tells whether it had
 // come to an end by then.
 func (k *killer) runFor(limit time.Duration, command string, abort bool) bool {
 	k.t.Helper()
-	args := []string{command, k.disk, "--zone", strconv.Itoa(k.zone)}
-	switch command {
-	case "encrypt":
-		args = append(args, k.flags...)
-	case "rekey":
+	args := []string{command, k.disk, "--zone", "4096"}
+	if command == "rekey" {
 		args = append(args, "--deep")
 	}
 	if abort {
