@@ -395,12 +395,11 @@ func (x *explorer) choose(v *visitor, i int, c choice) error {
 	if c.faults == 0 {
 		return nil
 	}
-	for n := range tornForms(v.writes[i].write) {
-		torn := c.with(v, i, form(n))
-		torn.faults--
-		if !x.chosen(torn) {
-			continue
-		}
+	torn := c
+	torn.faults--
+	one := x.oneIn(torn, x.forms)
+	for n := c.with(v, i, 0).pick(one); n < tornForms(v.writes[i].write); n += one {
+		torn.hash = c.with(v, i, form(n)).hash
 		v.writes[i].form = form(n)
 		if err := x.choose(v, i+1, torn); err != nil {
 			return err
@@ -415,14 +414,17 @@ func (c choice) with(v *visitor, i int, f form) choice {
 	return c
 }
 
-// chosen tells whether a fault is looked at. Of the later ones of a history, and of
-// torn forms, only some may be.
-func (x *explorer) chosen(c choice) bool {
+// oneIn tells of how many faults one is looked at: of the later ones of a history
+// not all are, and of its first ones as many as there should be.
+func (x *explorer) oneIn(c choice, first int) int {
 	if x.faults-c.faults > x.whole {
-		return c.hash>>7%uint64(x.later) == 0
+		return x.later
 	}
-	return c.failed || c.hash>>7%uint64(x.forms) == 0
+	return first
 }
+
+// pick draws one of so many, always the same.
+func (c choice) pick(of int) int { return int(c.hash >> 7 % uint64(of)) }
 
 // crash visits what is left, once per value of what changes as a whole.
 func (x *explorer) crash(w *visitor, c choice) error {
@@ -480,7 +482,7 @@ func (x *explorer) fail(w *visitor, i int, c choice) error {
 		}
 		return nil
 	}
-	if !x.chosen(c) {
+	if c.pick(x.oneIn(c, 1)) != 0 {
 		return nil
 	}
 	v := x.visitor()
@@ -595,13 +597,17 @@ func (w *world) hash() uint64 {
 	return h
 }
 
+// hash adds up what is in each place, so that none waits for the one before.
 func (f *file) hash(h uint64) uint64 {
+	sum, at := h, uint64(0)
 	for i, s := range f.visible {
-		h = mix(h^s.hash, 0x589965cc75374cc3)
+		at += 0xe7037ed1a0b428db
+		sum += mix(s.hash^at, 0x589965cc75374cc3)
 		if d := f.durable[i]; d != s {
-			h = mix(h^d.hash, 0x8ebc6af09c88c6e3)
+			sum += mix(d.hash^at, 0x8ebc6af09c88c6e3)
 		}
 	}
+	h = mix(sum, 0xd1b54a32d192ed03)
 	for _, w := range f.fading {
 		h = mix(h^uint64(w.first), 0xa0761d6478bd642f)
 	}
