@@ -41,6 +41,9 @@ var (
 	ErrDescriptor = errors.New("descriptor unusable")
 	// ErrUnrecorded: the disk is encrypted, and its descriptor lost.
 	ErrUnrecorded = fmt.Errorf("%w: no record", ErrDescriptor)
+	// ErrJournalOnly: a conversion of the disk is not finished, of which this
+	// descriptor knows nothing.
+	ErrJournalOnly = fmt.Errorf("%w: a journal that it knows nothing of", ErrDescriptor)
 	// ErrOutput: the output can't be what was asked for.
 	ErrOutput = errors.New("unusable output")
 )

@@ -43,12 +43,16 @@ func (j *conversionJob) unwrap(ctx context.Context, keys *keyring) error {
 // convert takes the conversion to its end, and the record to what it is after it.
 func (j *conversionJob) convert(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (conversion.Phase, error) {
 	end, err := j.run(ctx, engine, opts, m)
-	if err == nil {
-		err = j.finish(end)
-	}
 	switch {
 	case errors.Is(err, conversion.ErrJournal):
-		return "", fmt.Errorf("disk %s (%s): %s: %w", j.disk.Node, j.disk.Path, j.journal.path, err)
+		return "", j.journalError(err)
+	case err != nil:
+		return "", j.disk.unfinished(err)
+	}
+	err = j.finish(end)
+	switch {
+	case isApplied(err): // there is nothing left to resume, and room would not help
+		return "", fmt.Errorf("the conversion of disk %s (%s) has come to its end, but not all is well: %v", j.disk.Node, j.disk.Path, err)
 	case err != nil:
 		return "", j.disk.unfinished(err)
 	}
@@ -56,41 +60,64 @@ func (j *conversionJob) convert(ctx context.Context, engine blockcrypt.Engine, o
 	return end, nil
 }
 
-func (j *conversionJob) run(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (conversion.Phase, error) {
+func (j *conversionJob) run(ctx context.Context, engine blockcrypt.Engine, opts InPlace, m *meter) (end conversion.Phase, err error) {
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
 	if err := j.mark(); err != nil {
 		return "", err
 	}
+	err = j.withJob(engine, opts, func(job conversion.Job) error {
+		job.Progress = j.progress(m, opts.Abort)
+		end, err = conversion.Run(ctx, job)
+		return err
+	})
+	return end, err
+}
+
+// check refuses a conversion whose journal does not fit.
+func (j *conversionJob) check(engine blockcrypt.Engine, opts InPlace) error {
+	return j.journalError(j.withJob(engine, opts, conversion.Check))
+}
+
+// journalError names the journal that an error is about.
+func (j *conversionJob) journalError(err error) error {
+	if errors.Is(err, conversion.ErrJournal) {
+		return fmt.Errorf("disk %s (%s): %s: %w", j.disk.Node, j.disk.Path, j.journal.path, err)
+	}
+	return err
+}
+
+// withJob has the keys at hand for a while.
+func (j *conversionJob) withJob(engine blockcrypt.Engine, opts InPlace, do func(conversion.Job) error) error {
 	from, to, err := j.ciphers(engine)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer wipeAll(from, to)
 	rec := j.disk.Record
 	key, err := dek.JournalKey(rec.Conversion.UUID, j.keys...)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer key.Destroy()
 	disk, done := image.PastCache(j.file)
 	defer done()
-	return conversion.Run(ctx, conversion.Job{
+	return do(conversion.Job{
 		Disk: disk, From: from, To: to, SectorSize: rec.SectorSize, Holes: blockcrypt.HolePolicy(rec.Holes),
 		DiskUUID: rec.DiskUUID, UUID: rec.Conversion.UUID, Key: key.Bytes(), Zone: opts.Zone,
 		Phase: conversion.Phase(rec.Conversion.Phase), Backward: opts.Abort,
-		Journal: j.journal, Descriptor: j, Progress: j.progress(m, opts.Abort),
+		Journal: j.journal, Descriptor: j,
 	})
 }
 
-// mark marks a disk as encrypted before its first sector is.
+// mark marks a disk as encrypted before its first sector is. What others wrote to
+// the disk is flushed, so that no map of its holes lags behind.
 func (j *conversionJob) mark() error {
-	if j.disk.Record.State != vmx.StateEncrypting {
-		return nil
-	}
-	if err := j.file.SetDiskUUID(j.disk.Record.DiskUUID.String()); err != nil {
-		return err
+	if j.disk.Record.State == vmx.StateEncrypting {
+		if err := j.file.SetDiskUUID(j.disk.Record.DiskUUID.String()); err != nil {
+			return err
+		}
 	}
 	return j.file.Flush()
 }

@@ -24,7 +24,19 @@ type change struct {
 	was, is *vmx.Record
 }
 
-// apply makes changes durable, all or none, and reads them back.
+// appliedError is that of changes which others see all the same: they may not
+// outlast a power cut, or could not be read back.
+type appliedError struct{ error }
+
+func (e appliedError) Unwrap() error { return e.error }
+
+func isApplied(err error) bool {
+	applied := appliedError{}
+	return errors.As(err, &applied)
+}
+
+// apply makes changes durable, all or none, and reads them back. After an error
+// there are none, unless that is an appliedError.
 func (d descriptor) apply(changes []change) error {
 	f, err := d.read()
 	if err != nil {
@@ -78,12 +90,16 @@ func (c change) in(f *vmx.File) error {
 
 func (d descriptor) write(f *vmx.File) error {
 	path := d.target.Descriptor
-	if err := f.Write(path); err != nil {
+	err := f.Write(path)
+	if errors.Is(err, durable.ErrNotDurable) {
+		return appliedError{fmt.Errorf("write %s: %w", path, err)}
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	written, err := vmx.Read(path)
 	if err != nil {
-		return fmt.Errorf("read back: %w", err)
+		return appliedError{fmt.Errorf("read back: %w", err)}
 	}
 	if !bytes.Equal(written.Bytes(), f.Bytes()) {
 		return fmt.Errorf("%w: read back, %s is not as it was written", ErrDescriptor, path)
@@ -95,5 +111,8 @@ func (d descriptor) remove() error {
 	if err := os.Remove(d.target.Descriptor); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return durable.SyncDir(filepath.Dir(d.target.Descriptor))
+	if err := durable.SyncDir(filepath.Dir(d.target.Descriptor)); err != nil {
+		return appliedError{fmt.Errorf("%s is gone, but may be back after a power cut: %w", d.target.Descriptor, err)}
+	}
+	return nil
 }

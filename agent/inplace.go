@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
@@ -86,7 +87,7 @@ func (h *Host) inPlace(ctx context.Context, t *Target, run *inPlace) (*Status, e
 	if _, err := run.choose(t); err != nil {
 		return nil, err
 	}
-	lock, err := lockDescriptor(t.Descriptor)
+	lock, err := t.lock()
 	if err != nil {
 		return nil, err
 	}
@@ -101,10 +102,19 @@ func (h *Host) inPlace(ctx context.Context, t *Target, run *inPlace) (*Status, e
 	if err := h.convertAll(ctx, t, disks, run); err != nil {
 		return nil, err
 	}
-	if t, err = t.reopen(); err != nil {
+	status, err := t.statusNow(run.nodes)
+	if err != nil { // which must not look as if the conversion had failed
+		return nil, fmt.Errorf("the conversion has come to its end, but what came of it can't be told: %v", err)
+	}
+	return status, nil
+}
+
+func (t *Target) statusNow(nodes []string) (*Status, error) {
+	t, err := t.reopen()
+	if err != nil {
 		return nil, err
 	}
-	return t.Status(run.nodes)
+	return t.Status(nodes)
 }
 
 // reopen reads a target again.
@@ -139,7 +149,7 @@ func (run *inPlace) choose(t *Target) ([]Disk, error) {
 		return nil, run.nothingToDo(t, named[0])
 	}
 	if len(begun) > 0 {
-		err = run.checkBeginning(t)
+		err = run.checkBeginning(t, begun)
 	}
 	return append(resumed, begun...), err
 }
@@ -152,13 +162,16 @@ func (run *inPlace) nothingToDo(t *Target, d Disk) error {
 }
 
 // checkBeginning looks at what may be in the way of a new conversion.
-func (run *inPlace) checkBeginning(t *Target) error {
+func (run *inPlace) checkBeginning(t *Target, begun []Disk) error {
 	if len(run.nodes) == 0 {
 		if err := t.checkAbsent(); err != nil {
 			return err
 		}
 	}
-	return t.checkPoweredOff()
+	if err := t.checkPoweredOff(); err != nil {
+		return err
+	}
+	return t.checkNoSnapshots(begun)
 }
 
 // convertAll converts one disk after the other.
@@ -176,10 +189,10 @@ func (h *Host) convertAll(ctx context.Context, t *Target, disks []Disk, run *inP
 		j.measure(meter, run.Abort)
 	}
 	var tooLate []error
-	for _, j := range jobs {
+	for i, j := range jobs {
 		end, err := j.convert(ctx, h.Engine, run.InPlace, meter)
 		if err != nil {
-			return err
+			return orNext(jobs[i+1:], err)
 		}
 		tooLate = append(tooLate, j.checkEnd(end, run.Abort))
 	}
@@ -197,6 +210,15 @@ func orUnfinished(ctx context.Context, disks []Disk, err error) error {
 		}
 	}
 	return err
+}
+
+// orNext names the first of the disks whose turn does not come, after an error of
+// one that is finished.
+func orNext(rest []*conversionJob, err error) error {
+	if len(rest) == 0 || errors.Is(err, ErrUnfinished) || errors.Is(err, conversion.ErrJournal) {
+		return err
+	}
+	return rest[0].disk.unfinished(err)
 }
 
 // open opens and locks all disks. After an error some are open.
@@ -283,10 +305,14 @@ func (d Disk) checkConvertible(f *image.File) error {
 		return fmt.Errorf("%w: %s has %d hard links, and what uses the disk by the others would not know",
 			ErrInPlace, f.DataPath(), links)
 	}
-	if !d.amidConversion() {
-		return d.check(f)
+	if d.amidConversion() {
+		return d.checkMarkOf(f)
 	}
-	return d.checkMarkOf(f)
+	if n := f.Beyond(); n > 0 {
+		return fmt.Errorf("%w: %s has %d bytes more than its descriptor declares, which would stay as they are: cut them off, or a copy leaves them out",
+			ErrInPlace, f.DataPath(), n)
+	}
+	return d.check(f)
 }
 
 // prepare has all keys before anything is written, and then those that the
@@ -298,7 +324,12 @@ func (h *Host) prepare(ctx context.Context, t *Target, jobs []*conversionJob, ru
 	for _, j := range jobs {
 		if !j.disk.amidConversion() {
 			begun = append(begun, j)
-		} else if err := j.unwrap(ctx, keys); err != nil {
+			continue
+		}
+		if err := j.unwrap(ctx, keys); err != nil {
+			return err
+		}
+		if err := j.check(h.Engine, run.InPlace); err != nil {
 			return err
 		}
 	}
@@ -322,12 +353,16 @@ func begin(ctx context.Context, keys *keyring, t *Target, jobs []*conversionJob)
 	for _, j := range jobs {
 		changes = append(changes, change{node: j.disk.Node, was: j.disk.Record, is: j.first})
 	}
-	if err := (descriptor{t}).apply(changes); err != nil {
+	begun := jobs[0].disk
+	begun.Record = jobs[0].first
+	err := (descriptor{t}).apply(changes)
+	switch {
+	case isApplied(err):
+		return begun.unfinished(err)
+	case err != nil:
 		return err
 	}
 	if err := readBackKeys(ctx, keys, t, jobs); err != nil {
-		begun := jobs[0].disk
-		begun.Record = jobs[0].first
 		return begun.unfinished(fmt.Errorf("read back: %w", err))
 	}
 	return nil

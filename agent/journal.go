@@ -23,16 +23,13 @@ func journalOf(dataPath string) sidecar { return sidecar{resolved(dataPath) + jo
 // checkNoJournal refuses a disk that its descriptor takes for finished, beside
 // which a journal tells otherwise.
 func checkNoJournal(dataPath string) error {
-	path := journalOf(dataPath).path
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	j := journalOf(dataPath)
+	there, err := j.exists()
+	if err != nil || !there {
 		return err
 	}
 	return fmt.Errorf("%w: it says nothing of a conversion of %s, but the journal of one is there, %s",
-		ErrDescriptor, dataPath, path)
+		ErrJournalOnly, dataPath, j.path)
 }
 
 // sidecar is the journal of a conversion in its place.
@@ -42,7 +39,8 @@ var _ conversion.Sidecar = sidecar{}
 
 // Create makes a journal of zeros. They are written, and not just reserved: so
 // whatever is written later needs no new space and no change of the file's
-// metadata, on file systems that write in place.
+// metadata, on file systems that write in place. After an error there is none: on a
+// full disk it would have taken the room that the descriptor needs.
 func (s sidecar) Create(size int64) (conversion.File, error) {
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -52,8 +50,7 @@ func (s sidecar) Create(size int64) (conversion.File, error) {
 		return nil, err
 	}
 	if err := s.initialize(f); err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, f.Close(), s.Remove())
 	}
 	return pastCache(f), nil
 }
@@ -129,6 +126,15 @@ func (s sidecar) Remove() error {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(s.path))
+}
+
+// exists tells whether there is something in the journal's place.
+func (s sidecar) exists() (bool, error) {
+	_, err := os.Lstat(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // peek tells how far the conversion has come; nil if there is no journal that tells.

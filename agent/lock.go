@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -15,11 +16,10 @@ import (
 // never removed or replaced: who waits for one that is gone locks nothing.
 const lockSuffix = ".vmcrypt-lock"
 
-// lockDescriptor keeps other conversions away from the disks of a descriptor,
-// which need not exist, until the file is closed. ErrInUse is the error where
-// there is one.
-func lockDescriptor(descriptor string) (*os.File, error) {
-	f, err := openRegular(resolved(descriptor)+lockSuffix, os.O_RDWR|os.O_CREATE)
+// lock keeps other conversions away from the disks of the target's descriptor, which
+// need not exist, until the file is closed. ErrInUse is the error where there is one.
+func (t *Target) lock() (*os.File, error) {
+	f, err := t.openLock()
 	if err != nil {
 		return nil, err
 	}
@@ -28,6 +28,28 @@ func lockDescriptor(descriptor string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// openLock opens the lock file, or makes it.
+func (t *Target) openLock() (*os.File, error) {
+	path := resolved(t.Descriptor) + lockSuffix
+	f, err := openRegular(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if errors.Is(err, fs.ErrExist) {
+		return openRegular(path, os.O_RDWR)
+	}
+	if err == nil {
+		t.giveToOwner(f)
+	}
+	return f, err
+}
+
+// giveToOwner gives a new file, made by root perhaps, to who owns the descriptor or
+// the image: it must not keep them out. Who may not do that needs not.
+func (t *Target) giveToOwner(f *os.File) {
+	var stat unix.Stat_t
+	if unix.Stat(t.Descriptor, &stat) == nil || unix.Stat(t.Path, &stat) == nil {
+		_ = f.Chown(int(stat.Uid), int(stat.Gid))
+	}
 }
 
 // resolved is the path without symbolic links, so that each way to a file leads to

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
@@ -34,17 +33,25 @@ type DiskStatus struct {
 	SectorSize int               `json:"sectorSize,omitempty"`
 	Holes      string            `json:"holes,omitempty"`
 	Recipients []RecipientStatus `json:"recipients,omitempty"`
+	Previous   []RecipientStatus `json:"previous,omitempty"` // of the key before, which a rekey still needs
 	Conversion *ConversionStatus `json:"conversion,omitempty"`
 }
 
 // ConversionStatus is how far an unfinished conversion has come. Position and
 // direction are what its journal says, whose key is not at hand here: whoever can
-// write it can make it say anything. They are missing where there is no journal.
+// write it can make it say anything. They are missing where Journal says why.
 type ConversionStatus struct {
 	Phase         string `json:"phase"`                   // as vmx.Conversion has it
 	PositionBytes *int64 `json:"positionBytes,omitempty"` // below it the disk has its new content
 	Direction     string `json:"direction,omitempty"`     // DirectionForward or DirectionBackward
+	Journal       string `json:"journal,omitempty"`       // JournalMissing or JournalUnreadable
 }
+
+// Why a journal does not tell how far its conversion has come.
+const (
+	JournalMissing    = "missing"
+	JournalUnreadable = "unreadable"
+)
 
 // The directions of a conversion. Backward it goes after it was aborted.
 const (
@@ -84,6 +91,11 @@ func (d Disk) status() (DiskStatus, error) {
 	if err != nil {
 		return s, err
 	}
+	if !d.amidConversion() { // a mark without a record is then no lost descriptor
+		if err := checkNoJournal(info.DataPath); err != nil {
+			return s, err
+		}
+	}
 	if err := d.checkMark(info.DiskUUID); err != nil {
 		return s, err
 	}
@@ -91,20 +103,29 @@ func (d Disk) status() (DiskStatus, error) {
 	if r := d.Record; r != nil {
 		s.State, s.DiskUUID, s.Cipher = r.State, r.DiskUUID.String(), r.Cipher
 		s.SectorSize, s.Holes = r.SectorSize, r.Holes
-		for _, to := range r.Recipients {
-			s.Recipients = append(s.Recipients, RecipientStatus{Alias: to.Alias, KEKID: to.KEKID})
-		}
+		s.Recipients, s.Previous = recipientStatus(r.Recipients), recipientStatus(r.Previous)
 	}
 	if d.amidConversion() {
-		s.Conversion = conversionStatus(d.Record.Conversion.Phase, journalOf(info.DataPath).peek())
-		return s, nil
+		s.Conversion = conversionStatus(d.Record.Conversion.Phase, journalOf(info.DataPath))
 	}
-	return s, checkNoJournal(info.DataPath)
+	return s, nil
 }
 
-func conversionStatus(phase string, at *conversion.Position) *ConversionStatus {
+func recipientStatus(recipients []vmx.Recipient) (s []RecipientStatus) {
+	for _, to := range recipients {
+		s = append(s, RecipientStatus{Alias: to.Alias, KEKID: to.KEKID})
+	}
+	return s
+}
+
+func conversionStatus(phase string, j sidecar) *ConversionStatus {
+	at := j.peek()
 	if at == nil {
-		return &ConversionStatus{Phase: phase}
+		why := JournalUnreadable
+		if there, err := j.exists(); err == nil && !there {
+			why = JournalMissing
+		}
+		return &ConversionStatus{Phase: phase, Journal: why}
 	}
 	direction := DirectionForward
 	if at.Backward {

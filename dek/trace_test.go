@@ -40,7 +40,7 @@ func TestNoTraceOfKeys(t *testing.T) {
 
 func wantNoTrace(t *testing.T, what string, key *secret.Buffer) {
 	t.Helper()
-	if traces := secrettest.Traces(t, key); len(traces) != 0 {
+	if traces := secrettest.Remaining(t, key); len(traces) != 0 {
 		t.Errorf("%s is left at %q", what, traces)
 	}
 }

@@ -333,7 +333,7 @@ func TestCopyLeavesNoTrace(t *testing.T) {
 	if err := Copy(t.Context(), dst, src, Transform{}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if traces := secrettest.Traces(t, needle); len(traces) > 0 {
+	if traces := secrettest.Remaining(t, needle); len(traces) > 0 {
 		t.Errorf("plaintext is left at %v", traces)
 	}
 }

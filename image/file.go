@@ -48,6 +48,7 @@ type File struct {
 	mode   Mode
 	size   int64
 	vmdk   *VMDKDescriptor // nil but for VMDK that was opened by it
+	beyond int64           // see Beyond
 	device bool            // a block device: it has no holes and takes no mark
 
 	sync     func() error // file.Sync, or what a test puts in its place
@@ -135,6 +136,10 @@ func (f *File) Links() (n uint64, err error) {
 // VMDK is the descriptor that the disk was opened by, nil where it is no VMDK or was
 // adopted.
 func (f *File) VMDK() *VMDKDescriptor { return f.vmdk }
+
+// Beyond is how many bytes a VMDK's extent has after those that its descriptor
+// declares. They do not belong to the disk.
+func (f *File) Beyond() int64 { return f.beyond }
 
 // Size is the size of the disk in bytes.
 func (f *File) Size() int64 { return f.size }

@@ -319,6 +319,7 @@ func (f *File) attachVMDK(path string, v *VMDKDescriptor) error {
 		return fmt.Errorf("%s: %w: %s has %d bytes, less than the %d that the descriptor declares",
 			path, ErrFormat, f.DataPath(), f.size, v.Size())
 	}
+	f.beyond = f.size - v.Size()
 	f.format, f.size, f.vmdk = VMDK, v.Size(), v
 	return nil
 }

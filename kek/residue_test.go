@@ -14,7 +14,7 @@ func testMemory(t *testing.T, c *Cluster) {
 		t.Fatal(err)
 	}
 	defer key.Destroy()
-	if traces := secrettest.Traces(t, key.Material); len(traces) > 0 {
+	if traces := secrettest.Remaining(t, key.Material); len(traces) > 0 {
 		t.Errorf("copies of a key in use: %v", traces)
 	}
 }

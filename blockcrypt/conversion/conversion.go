@@ -101,6 +101,24 @@ type File interface {
 	Flush() error // makes every completed write durable
 }
 
+// Check tells whether Run would refuse the journal. It writes nothing.
+func Check(j Job) error {
+	if err := j.fill(); err != nil {
+		return err
+	}
+	switch j.Phase {
+	case Preparing:
+		return j.checkUnchanged()
+	case Converting:
+		return j.withConverter(func(c *converter) error {
+			_, err := c.look()
+			return err
+		})
+	default:
+		return nil
+	}
+}
+
 // Run takes a conversion to its end, from whatever point an earlier Run stopped
 // at: Converted or, backwards, Reverted. The journal is gone then; what the caller
 // has left to do is to drop the key that is no longer needed.
@@ -109,13 +127,7 @@ type File interface {
 // ErrJournal is for a journal that does not fit, and fs.ErrInvalid for a Job that
 // cannot be.
 func Run(ctx context.Context, j Job) (Phase, error) {
-	if j.Zone == 0 {
-		j.Zone = DefaultZone
-	}
-	if j.memory == nil {
-		j.memory = image.MapBuffers
-	}
-	if err := j.check(); err != nil {
+	if err := j.fill(); err != nil {
 		return j.Phase, err
 	}
 	phase, err := j.toEnd(ctx)
@@ -128,7 +140,14 @@ func Run(ctx context.Context, j Job) (Phase, error) {
 	return phase, nil
 }
 
-func (j *Job) check() error {
+// fill puts in what was left out, and checks the rest.
+func (j *Job) fill() error {
+	if j.Zone == 0 {
+		j.Zone = DefaultZone
+	}
+	if j.memory == nil {
+		j.memory = image.MapBuffers
+	}
 	switch {
 	case j.From == nil && j.To == nil:
 		return fmt.Errorf("%w: no key to convert with", fs.ErrInvalid)
@@ -160,7 +179,10 @@ func (j *Job) toEnd(ctx context.Context) (Phase, error) {
 		if err := j.checkUnchanged(); err != nil {
 			return "", err
 		}
-		if j.Backward { // nothing has changed
+		if j.Backward { // nothing has changed; the journal may have taken the last space
+			if err := j.Journal.Remove(); err != nil {
+				return "", fmt.Errorf("remove the journal: %w", err)
+			}
 			return end, j.Descriptor.SetPhase(end)
 		}
 		if err := j.prepare(); err != nil {
@@ -180,6 +202,7 @@ func (j *Job) toEnd(ctx context.Context) (Phase, error) {
 
 // prepare makes the journal durable.
 func (j *Job) prepare() error {
+	j.Zone = int(min(int64(j.Zone), (j.Disk.Size()+blockSize-1)/blockSize*blockSize))
 	f, err := j.Journal.Create(layout{int64(j.Zone)}.size())
 	if err != nil {
 		return fmt.Errorf("create the journal: %w", err)
@@ -205,8 +228,23 @@ func (j *Job) initialize(f File) error {
 
 // convert does all steps.
 func (j *Job) convert(ctx context.Context) error {
+	return j.withConverter(func(c *converter) error { return c.run(ctx) })
+}
+
+// withConverter opens the journal, which must be that of the job.
+func (j *Job) withConverter(do func(*converter) error) error {
 	err := j.withJournal(func(journal *journal) error {
-		return (&converter{Job: j, journal: journal}).run(ctx)
+		c := &converter{Job: j, journal: journal}
+		if err := journal.open(j); err != nil {
+			return err
+		}
+		buffers, wipe, err := j.memory(len(c.buffers), int(journal.zone)+2*blockSize)
+		if err != nil {
+			return err
+		}
+		defer wipe()
+		copy(c.buffers[:], buffers)
+		return do(c)
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrJournal, err)
@@ -215,23 +253,17 @@ func (j *Job) convert(ctx context.Context) error {
 }
 
 // checkUnchanged refuses a descriptor that says that no sector has changed where
-// the journal knows better: it is an old one. A journal that can't tell was cut off
-// while it was made.
+// the journal knows better: it is an old one. A journal that tells nothing was cut
+// off while it was made.
 func (j *Job) checkUnchanged() error {
 	err := j.withJournal(func(journal *journal) error {
-		begun, err := (&converter{Job: j, journal: journal}).hasBegun()
-		if begun {
-			return errOldDescriptor
-		}
-		return err
+		return (&converter{Job: j, journal: journal}).checkUnchanged()
 	})
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrJournal) && !errors.Is(err, errOldDescriptor) {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
-
-var errOldDescriptor = fmt.Errorf("%w: it tells of changed sectors, of which the descriptor knows nothing: that is an old one", ErrJournal)
 
 // withJournal opens the journal for a while.
 func (j *Job) withJournal(do func(*journal) error) error {

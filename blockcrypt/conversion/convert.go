@@ -52,15 +52,6 @@ func (s *step) eachRun(do func(p []byte, offset int64) error) error {
 
 // run goes on where the journal says, and to the end.
 func (c *converter) run(ctx context.Context) error {
-	if err := c.journal.open(c.Job); err != nil {
-		return err
-	}
-	buffers, wipe, err := c.memory(len(c.buffers), int(c.journal.zone)+2*blockSize)
-	if err != nil {
-		return err
-	}
-	defer wipe()
-	copy(c.buffers[:], buffers)
 	pending, err := c.resume()
 	if err != nil {
 		return err
@@ -70,8 +61,11 @@ func (c *converter) run(ctx context.Context) error {
 
 // resume makes what the last run has left fit for steps.
 func (c *converter) resume() (pending *step, err error) {
-	begun, err := c.recover()
+	begun, err := c.look()
 	if err != nil {
+		return nil, err
+	}
+	if err := c.writeAgain(begun); err != nil {
 		return nil, err
 	}
 	// No sector changes before this is durable. What the descriptor said may have
@@ -109,12 +103,30 @@ func (c *converter) finish(s *step) error {
 	return c.mark(s.After)
 }
 
-// turn goes the other way from here on.
+// turn goes the other way from here on. No plaintext is left in the journal if what
+// it gets from then on is ciphertext.
 func (c *converter) turn() error {
+	if from, to := c.ciphers(c.Backward); from == nil && to != nil {
+		if err := c.wipeRecords(); err != nil {
+			return err
+		}
+	}
 	turned := c.at
 	turned.Sequence++
 	turned.Backward = c.Backward
 	return c.mark(turned)
+}
+
+// wipeRecords overwrites the data of both records, durably. Their steps are done.
+func (c *converter) wipeRecords() error {
+	zeros := c.buffers[0][:c.journal.zone]
+	clear(zeros)
+	for slot := range uint64(2) {
+		if _, err := c.journal.WriteAt(zeros, c.journal.record(slot)+2*blockSize); err != nil {
+			return fmt.Errorf("write the journal: %w", err)
+		}
+	}
+	return c.syncJournal()
 }
 
 // mark makes a marker durable.
@@ -283,12 +295,20 @@ func (c *converter) record(s *step) error {
 	return c.writeRecord(s)
 }
 
-// read fills p from the disk.
+// read fills p from the disk. After an error it looks for the place.
 func (c *converter) read(p []byte, offset int64) error {
-	if n, err := c.Disk.ReadAt(p, offset); n < len(p) {
-		return fmt.Errorf("read at offset %d: %w", offset, err)
+	n, err := c.Disk.ReadAt(p, offset)
+	if n == len(p) {
+		return nil
 	}
-	return nil
+	for len(p) > blockSize {
+		if n, again := c.Disk.ReadAt(p[:blockSize], offset); n < blockSize {
+			err = again
+			break
+		}
+		p, offset = p[blockSize:], offset+blockSize
+	}
+	return fmt.Errorf("read at offset %d: %w", offset, err)
 }
 
 // change gives a step its new data, with the tags of both.
@@ -306,11 +326,16 @@ func (c *converter) change(s *step) error {
 
 // transform makes new data of old ones.
 func (c *converter) transform(s *step) error {
-	from, to := c.From, c.To
-	if s.After.Backward {
-		from, to = to, from
-	}
+	from, to := c.ciphers(s.After.Backward)
 	return s.eachRun(blockcrypt.Change(from, to, c.Holes).Data)
+}
+
+// ciphers are those of the data that are replaced and of those that replace them.
+func (c *converter) ciphers(backward bool) (from, to *blockcrypt.Cipher) {
+	if backward {
+		return c.To, c.From
+	}
+	return c.From, c.To
 }
 
 // writeRecord puts the head before the data, twice.

@@ -33,8 +33,8 @@ type effort struct {
 // Efforts, by the value of VMCRYPT_CRASH.
 var efforts = map[string]effort{
 	"":     {shapes: []shape{single}, faults: 1, forms: 9, whole: 1, sequences: 3},
-	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, whole: 1, later: 100, sequences: 5},
-	"full": {shapes: []shape{single, several}, faults: 3, forms: 1, whole: 2, later: 30, sequences: 7},
+	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, whole: 1, later: 130, sequences: 5},
+	"full": {shapes: []shape{single, several}, faults: 3, forms: 1, whole: 2, later: 170, sequences: 7},
 }
 
 // TestCrash is the crash model: docs/conversion.md.
@@ -47,10 +47,7 @@ func TestCrash(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(4 << 30))
 	var all []*explorer
 	for _, s := range scenarios(t, e.shapes...) {
-		all = append(all, newExplorer(s, e, false))
-		if s.operation == "encrypt" {
-			all = append(all, newExplorer(s, e, true))
-		}
+		all = append(all, newExplorer(s, e))
 	}
 	total := exploreAll(t, all)
 	t.Logf("%d distinct crash states, %d recoveries, %d scenarios", total.states.Load(), total.recoveries.Load(), len(all))
@@ -95,12 +92,11 @@ func progress(format string, args ...any) {
 type explorer struct {
 	*scenario
 	effort
-	forward bool // go in one direction only: then no plaintext may be in the journal
-	total   *tally
-	seen    map[uint64]visit // worlds, by their hash
-	known   map[uint64]int8  // where runs have been to, with which faults left, plus 1
-	queues  [4][]*visitor    // worlds to look at, by the faults that are left
-	spare   []*visitor
+	total  *tally
+	seen   map[uint64]visit // worlds, by their hash
+	known  map[uint64]int8  // where runs have been to, with which faults left, plus 1
+	queues [4][]*visitor    // worlds to look at, by the faults that are left
+	spare  []*visitor
 }
 
 // visitor is a world that waits for its runs, or a run in it.
@@ -152,8 +148,8 @@ func (v visit) check() error {
 	return nil
 }
 
-func newExplorer(s *scenario, e effort, forward bool) *explorer {
-	return &explorer{scenario: s, effort: e, forward: forward, seen: map[uint64]visit{}, known: map[uint64]int8{}}
+func newExplorer(s *scenario, e effort) *explorer {
+	return &explorer{scenario: s, effort: e, seen: map[uint64]visit{}, known: map[uint64]int8{}}
 }
 
 func (x *explorer) explore(total *tally) error {
@@ -182,7 +178,7 @@ func (x *explorer) done(v *visitor) { x.spare = append(x.spare, v) }
 func (x *explorer) visit(v *visitor, faults int, reached uint16) (explored bool, err error) {
 	v.hash, v.faults = v.world.hash(), faults
 	seen := x.seen[v.hash]
-	if seen.faults == 0 && !x.forward {
+	if seen.faults == 0 {
 		x.total.states.Add(1)
 	}
 	explored = int(seen.faults) > faults
@@ -222,14 +218,10 @@ func (x *explorer) recovers(h uint64, sequence uint16) error {
 // directions are where users may go from here: both, but where there are no faults
 // left one of them, by chance.
 func (x *explorer) directions(h uint64, faults int) []bool {
-	switch {
-	case x.forward:
-		return []bool{false}
-	case faults == 0:
+	if faults == 0 {
 		return []bool{h>>40&1 == 0}
-	default:
-		return []bool{false, true}
 	}
+	return []bool{false, true}
 }
 
 // errKnown stops a run that has come to where another was before.
@@ -305,7 +297,7 @@ func (x *explorer) toEnd(ctx context.Context, w *world, j Job) error {
 // readable checks that every sector can be read now, by what the journal tells: at
 // the start of a run, before the disk has changed.
 func (x *explorer) readable(w *world, at marker, pending []*step) error {
-	if x.secret() && w.journal.plain() {
+	if x.secret(at) && w.journal.plain() {
 		return errors.New("there is plaintext in the journal")
 	}
 	want := func(offset, end int64, position int64) []byte {
@@ -338,8 +330,18 @@ func (x *explorer) readable(w *world, at marker, pending []*step) error {
 	return nil
 }
 
-// secret tells whether the journal may hold no plaintext.
-func (x *explorer) secret() bool { return x.forward || x.operation == "rekey" }
+// secret tells whether the journal may hold no plaintext: that it gets none from
+// here on, and has none of before.
+func (x *explorer) secret(at marker) bool {
+	switch x.operation {
+	case "encrypt":
+		return !at.Backward
+	case "decrypt":
+		return at.Backward
+	default:
+		return true
+	}
+}
 
 func (s *step) has(offset int64) bool {
 	return slices.ContainsFunc(s.runs(), func(r run) bool { return offset >= r.Offset && offset < r.Offset+r.Length })
@@ -393,12 +395,11 @@ func (x *explorer) choose(v *visitor, i int, c choice) error {
 	if c.faults == 0 {
 		return nil
 	}
-	for n := range tornForms(v.writes[i].write) {
-		torn := c.with(v, i, form(n))
-		torn.faults--
-		if !x.chosen(torn) {
-			continue
-		}
+	torn := c
+	torn.faults--
+	one := x.oneIn(torn, x.forms)
+	for n := c.with(v, i, 0).pick(one); n < tornForms(v.writes[i].write); n += one {
+		torn.hash = c.with(v, i, form(n)).hash
 		v.writes[i].form = form(n)
 		if err := x.choose(v, i+1, torn); err != nil {
 			return err
@@ -413,14 +414,17 @@ func (c choice) with(v *visitor, i int, f form) choice {
 	return c
 }
 
-// chosen tells whether a fault is looked at. Of the later ones of a history, and of
-// torn forms, only some may be.
-func (x *explorer) chosen(c choice) bool {
+// oneIn tells of how many faults one is looked at: of the later ones of a history
+// not all are, and of its first ones as many as there should be.
+func (x *explorer) oneIn(c choice, first int) int {
 	if x.faults-c.faults > x.whole {
-		return c.hash>>7%uint64(x.later) == 0
+		return x.later
 	}
-	return c.failed || c.hash>>7%uint64(x.forms) == 0
+	return first
 }
+
+// pick draws one of so many, always the same.
+func (c choice) pick(of int) int { return int(c.hash >> 7 % uint64(of)) }
 
 // crash visits what is left, once per value of what changes as a whole.
 func (x *explorer) crash(w *visitor, c choice) error {
@@ -478,7 +482,7 @@ func (x *explorer) fail(w *visitor, i int, c choice) error {
 		}
 		return nil
 	}
-	if !x.chosen(c) {
+	if c.pick(x.oneIn(c, 1)) != 0 {
 		return nil
 	}
 	v := x.visitor()
@@ -593,13 +597,17 @@ func (w *world) hash() uint64 {
 	return h
 }
 
+// hash adds up what is in each place, so that none waits for the one before.
 func (f *file) hash(h uint64) uint64 {
+	sum, at := h, uint64(0)
 	for i, s := range f.visible {
-		h = mix(h^s.hash, 0x589965cc75374cc3)
+		at += 0xe7037ed1a0b428db
+		sum += mix(s.hash^at, 0x589965cc75374cc3)
 		if d := f.durable[i]; d != s {
-			h = mix(h^d.hash, 0x8ebc6af09c88c6e3)
+			sum += mix(d.hash^at, 0x8ebc6af09c88c6e3)
 		}
 	}
+	h = mix(sum, 0xd1b54a32d192ed03)
 	for _, w := range f.fading {
 		h = mix(h^uint64(w.first), 0xa0761d6478bd642f)
 	}

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
+	"github.com/vmcrypt/vmcrypt/image"
 )
 
 // moments are worlds that a crash left somewhere on the way: with nothing, all, or
@@ -285,7 +287,12 @@ func TestForeignJournal(t *testing.T) {
 		"key":         func(j *Job) { j.Key = bytes.Repeat([]byte{8}, KeySize) },
 		"old state":   func(j *Job) { j.Phase = Preparing },
 		"old, undone": func(j *Job) { j.Phase, j.Backward = Preparing, true },
-		"removed":     func(j *Job) { _ = j.Journal.Remove() },
+		"older":       func(j *Job) { j.Phase, j.UUID, j.Key = Preparing, uuid.UUID{9}, bytes.Repeat([]byte{8}, KeySize) },
+		"old and damaged": func(j *Job) {
+			j.Phase = Preparing
+			j.Journal.(simFolder).w.journal.flip(20 * 8)
+		},
+		"removed": func(j *Job) { _ = j.Journal.Remove() },
 	}
 	s := newScenario(t, "encrypt", 4096, blockcrypt.Preserve, single)
 	for name, change := range foreign {
@@ -301,9 +308,58 @@ func TestForeignJournal(t *testing.T) {
 			}
 			return nil
 		}
+		if err := Check(j); !errors.Is(err, ErrJournal) {
+			t.Errorf("%s: checked, %v", name, err)
+		}
 		if _, err := Run(context.Background(), j); !errors.Is(err, ErrJournal) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestCheck: it finds nothing wrong at any moment of a conversion, and writes
+// nothing.
+func TestCheck(t *testing.T) {
+	for _, s := range scenarios(t, several) {
+		for steps := range 4 {
+			w := s.begin()
+			if err := s.start(w, steps, nil); err != nil {
+				t.Fatal(err)
+			}
+			w.before = func(o op) error {
+				if o.changes() || o.what == "write" {
+					t.Errorf("%s: %v", s.name, o)
+				}
+				return nil
+			}
+			if err := Check(s.job(w, false)); err != nil {
+				t.Errorf("%s, step %d: %v", s.name, steps, err)
+			}
+		}
+	}
+}
+
+// badDisk has one sector that can't be read.
+type badDisk struct {
+	image.Disk
+	at int64
+}
+
+func (d badDisk) ReadAt(p []byte, offset int64) (int, error) {
+	if offset <= d.at && d.at < offset+int64(len(p)) {
+		return 0, syscall.EIO
+	}
+	return d.Disk.ReadAt(p, offset)
+}
+
+// TestUnreadableSector is named, and not taken for zeros.
+func TestUnreadableSector(t *testing.T) {
+	s := newScenario(t, "encrypt", 4096, blockcrypt.Fill, several)
+	j := s.job(s.begin(), false)
+	j.Disk = badDisk{j.Disk, 3*blockSize + 512}
+	_, err := Run(context.Background(), j)
+	if !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "offset 12288") {
+		t.Error(err)
 	}
 }
 

@@ -20,8 +20,8 @@ const (
 	blockSize = 4096
 	magic     = "VMCRCONV"
 	version   = 1
-	maxZone   = 256 << 20
-	maxRuns   = 64 // of a step: they fit in its head
+	maxZone   = 8 << 20 // four of them are in memory
+	maxRuns   = 64      // of a step: they fit in its head
 	macSize   = sha256.Size
 	tagSize   = 16 // of data
 	nonceSize = 12
@@ -34,6 +34,16 @@ func (l layout) marker(sequence uint64) int64 { return blockSize * (1 + int64(se
 
 func (l layout) record(sequence uint64) int64 {
 	return 3*blockSize + int64(sequence%2)*(l.zone+2*blockSize)
+}
+
+// layoutOf a file of size bytes, if a journal can have so many.
+func layoutOf(size int64) (l layout, ok bool) {
+	l.zone = (size - layout{}.size()) / 2
+	return l, l.valid() && l.size() == size
+}
+
+func (l layout) valid() bool {
+	return l.zone >= blockSize && l.zone <= maxZone && l.zone%blockSize == 0
 }
 
 func (l layout) size() int64 { return l.record(2) + 2*(l.zone+2*blockSize) }
@@ -174,7 +184,7 @@ func (j *journal) open(job *Job) error {
 	switch {
 	case h != job.header(h.Zone):
 		return fmt.Errorf("%w: it is of another conversion", ErrJournal)
-	case h.Zone < blockSize || h.Zone > maxZone || h.Zone%blockSize != 0 || (layout{h.Zone}).size() != j.Size():
+	case !(layout{h.Zone}).valid() || (layout{h.Zone}).size() != j.Size():
 		return fmt.Errorf("%w: it has the wrong size", ErrJournal)
 	}
 	j.layout = layout{h.Zone}

@@ -16,13 +16,13 @@ type Position struct {
 // showing only. The journal may be in use. ErrJournal is for one that tells
 // nothing.
 func Peek(f io.ReaderAt, size int64) (Position, error) {
-	var h header
-	if err := peekBlock(f, 0, kindHeader, &h); err != nil {
+	h, err := peekHeader(f)
+	if err != nil {
 		return Position{}, err
 	}
 	l := layout{h.Zone}
-	if h.Magic != [8]byte([]byte(magic)) || h.Version != version || l.size() != size {
-		return Position{}, fmt.Errorf("%w: not a journal that this release knows", ErrJournal)
+	if l.size() != size {
+		return Position{}, fmt.Errorf("%w: it has the wrong size", ErrJournal)
 	}
 	latest, found := marker{}, false
 	for slot := range uint64(2) {
@@ -38,11 +38,22 @@ func Peek(f io.ReaderAt, size int64) (Position, error) {
 	return Position{Bytes: latest.Position, Backward: latest.Backward}, nil
 }
 
+// peekHeader reads the header, whose MAC is not checked.
+func peekHeader(f io.ReaderAt) (h header, err error) {
+	if err := peekBlock(f, 0, kindHeader, &h); err != nil {
+		return h, err
+	}
+	if h.Magic != [8]byte([]byte(magic)) || h.Version != version {
+		return h, fmt.Errorf("%w: not a journal that this release knows", ErrJournal)
+	}
+	return h, nil
+}
+
 // peekBlock reads what writeBlock wrote, without the MAC.
 func peekBlock(f io.ReaderAt, offset int64, k kind, c content) error {
 	block := make([]byte, 1+c.size())
 	if n, err := f.ReadAt(block, offset); n < len(block) {
-		return fmt.Errorf("%w: read the journal at offset %d: %w", ErrJournal, offset, err)
+		return fmt.Errorf("read the journal at offset %d: %w", offset, err)
 	}
 	if block[0] != byte(k) {
 		return errBlock

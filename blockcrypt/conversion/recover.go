@@ -5,13 +5,9 @@ import (
 	"fmt"
 )
 
-// recover finds out how far the conversion has come, and gives the steps whose
+// look finds out how far the conversion has come, and gives the steps whose
 // records may have been on their way to the disk: none, one or two, in order.
-//
-// What was read may be in the page cache only, if an earlier sync failed. So the
-// marker and the records are written and synced again before anything relies on
-// them, and the data will be: as the same bytes, which a crash meanwhile can't tear.
-func (c *converter) recover() (pending []*step, err error) {
+func (c *converter) look() (pending []*step, err error) {
 	heads, err := c.heads()
 	if err != nil {
 		return nil, err
@@ -19,26 +15,41 @@ func (c *converter) recover() (pending []*step, err error) {
 	if c.at, err = c.latest(heads); err != nil {
 		return nil, err
 	}
-	if pending, err = c.pending(heads); err != nil {
-		return nil, err // before anything is written
-	}
-	return pending, c.writeAgain(pending)
+	return c.pending(heads)
 }
 
-// hasBegun tells whether a step may have been on its way to the disk.
-func (c *converter) hasBegun() (bool, error) {
-	if err := c.journal.open(c.Job); err != nil {
-		return false, err
+// checkUnchanged fails if the journal knows of a step, or is that of another
+// conversion. Its header need not be whole.
+func (c *converter) checkUnchanged() error {
+	var ok bool
+	if c.journal.layout, ok = layoutOf(c.journal.Size()); !ok {
+		return nil
+	}
+	h, err := peekHeader(c.journal)
+	switch {
+	case err == nil && h.Conversion != c.UUID:
+		return fmt.Errorf("%w: it is of another conversion, of which the descriptor knows nothing: that may be an old one", ErrJournal)
+	case err != nil && !errors.Is(err, ErrJournal):
+		return err
 	}
 	heads, err := c.heads()
-	if err != nil || heads[0] != nil || heads[1] != nil {
-		return err == nil, err
+	if err != nil {
+		return err
 	}
 	latest, err := c.latest(heads)
-	return latest.Sequence > 0, err
+	if heads[0] != nil || heads[1] != nil || latest.Sequence > 0 {
+		return fmt.Errorf("%w: it tells of changed sectors, of which the descriptor knows nothing: that is an old one", ErrJournal)
+	}
+	if errors.Is(err, ErrJournal) {
+		err = nil // it was cut off
+	}
+	return err
 }
 
-// writeAgain makes sure that the marker and these records are durable.
+// writeAgain makes sure that the marker and these records are durable. What was
+// read may be in the page cache only, if an earlier sync failed. So they are written
+// and synced again before anything relies on them, and the data will be: as the same
+// bytes, which a crash meanwhile can't tear.
 func (c *converter) writeAgain(pending []*step) error {
 	if err := c.writeMarker(c.at); err != nil {
 		return err

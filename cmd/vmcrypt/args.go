@@ -13,6 +13,9 @@ func command(c cli.Command) *cli.Command {
 	c.Flags = append(c.Flags, sharedFlags()...)
 	c.OnUsageError = onUsageError
 	c.HideHelpCommand = true
+	if action := c.Action; action != nil {
+		c.Action = func(c *cli.Context) error { return withFlags(c, action(c)) }
+	}
 	return &c
 }
 

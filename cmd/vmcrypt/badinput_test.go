@@ -147,6 +147,15 @@ func TestNoSpaceLeft(t *testing.T) {
 	if left := names(t, small); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
+	full := filepath.Join(small, "full.img")
+	write(t, full, make([]byte, 1<<20-8192)) // what is left takes a lock, but no descriptor
+	if err := os.WriteFile(filepath.Join(small, "rest"), make([]byte, 64<<10), 0o600); err == nil {
+		t.Fatal("there is room")
+	}
+	r := h.run("encrypt", full)
+	if r.code != exitFailure || !strings.HasSuffix(r.stderr, ": make room\n") {
+		t.Errorf("exit code %d, %s", r.code, r.stderr)
+	}
 }
 
 func TestDiskInUse(t *testing.T) {

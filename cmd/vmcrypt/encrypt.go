@@ -68,6 +68,7 @@ func encrypt(c *cli.Context) error {
 	if opts.Alias, err = e.aliasFor(c, t); err != nil {
 		return err
 	}
+	warnOfIgnored(c, t, agent.StateEncrypting)
 	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
 		return h.Encrypt(ctx, t, opts)
 	})

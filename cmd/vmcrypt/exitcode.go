@@ -7,6 +7,8 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
@@ -98,6 +100,7 @@ var hints = []struct {
 	{agent.ErrNode, "name a disk with --disk NODE"},
 	{agent.ErrFormat, "leave --format out"},
 	{agent.ErrAbsent, "attach it or take it out of the descriptor, or choose the disks with --disk"},
+	{agent.ErrJournalOnly, "another descriptor may have a conversion of this disk that is not finished: name that one; or bring back the one that was there when it began"},
 	{agent.ErrUnrecorded, "find the descriptor; if the disk is surely plain, remove its attribute user.vmcrypt.disk"},
 	{blockcrypt.ErrSectorSize, "use --sector-size 512"},
 	{agent.ErrAlias, "add the alias to the configuration, or name another one with --kms"},
@@ -107,14 +110,42 @@ var hints = []struct {
 	{kms.ErrClientExists, "to give it another certificate for the same keys, add --replace"},
 	{errLost, "\"vmcrypt kms restore\" brings the key manager back from a backup; nothing else can"},
 	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
-	{syscall.ENOSPC, "make room or choose another --output; nothing was left behind"},
+	{syscall.ENOSPC, "make room"},
 	{fs.ErrExist, "move it away or choose another name"},
 	{fs.ErrPermission, "run as a user who may open it"},
 }
 
+// failure is the error of a command, with those of its flags that hints depend on.
+type failure struct {
+	error
+	same   string // the flags by which another command finds the same disk and keys
+	abort  bool
+	copies bool // it writes to --output
+}
+
+func (f failure) Unwrap() error { return f.error }
+
+func withFlags(c *cli.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	f := failure{error: err, abort: c.Bool("abort"), copies: c.String("output") != ""}
+	for _, flag := range []string{"format", "config"} {
+		if value := c.String(flag); value != "" {
+			f.same += " --" + flag + " " + shellWord(value)
+		}
+	}
+	return f
+}
+
 func hint(err error) string {
+	f := failure{}
+	_ = errors.As(err, &f) // what is no command's has no flags
 	if u := (*agent.Unfinished)(nil); errors.As(err, &u) {
-		return unfinishedHint(u)
+		return unfinishedHint(u, f)
+	}
+	if f.copies && errors.Is(err, syscall.ENOSPC) {
+		return "make room or choose another --output; nothing was left behind"
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {

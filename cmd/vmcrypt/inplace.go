@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/urfave/cli/v2"
 
@@ -42,6 +44,29 @@ func (e *environment) aliasFor(c *cli.Context, t *agent.Target) (string, error) 
 	return alias, err
 }
 
+// warnOfIgnored tells of flags that change nothing of what a command goes on with:
+// who asks for "--holes fill" must not believe to have got it.
+func warnOfIgnored(c *cli.Context, t *agent.Target, state string) {
+	if c.String("output") != "" {
+		return
+	}
+	chosen := c.StringSlice("disk")
+	for _, d := range t.Disks {
+		named := len(chosen) == 0 || slices.Contains(chosen, d.Node)
+		if !named || d.Record == nil || d.Record.State != state {
+			continue
+		}
+		to := d.Record.Recipients[0]
+		for _, kept := range [][2]string{
+			{"holes", d.Record.Holes}, {"sector-size", strconv.Itoa(d.Record.SectorSize)}, {"kms", to.Alias}, {"kek", to.KEKID},
+		} {
+			if given := c.String(kept[0]); c.IsSet(kept[0]) && given != kept[1] {
+				warn(c, fmt.Sprintf("--%s %s changes nothing of what was begun: disk %s goes on with %s", kept[0], given, d.Node, kept[1]))
+			}
+		}
+	}
+}
+
 // errStopped is why a conversion in place ended when somebody interrupted it.
 var errStopped = errors.New("interrupted")
 
@@ -56,7 +81,10 @@ func finishCommand(u *agent.Unfinished) string {
 	return command
 }
 
-func unfinishedHint(u *agent.Unfinished) string {
-	command := finishCommand(u)
+func unfinishedHint(u *agent.Unfinished, f failure) string {
+	command := finishCommand(u) + f.same
+	if f.abort && u.Err != nil { // which is not what was to be finished
+		return fmt.Sprintf("to go on going back: %s --abort; to go forward again: %s", command, command)
+	}
 	return fmt.Sprintf("to finish it: %s; to undo it: %s --abort", command, command)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/testimages"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -483,6 +484,65 @@ func TestInPlaceProgress(t *testing.T) {
 	goOn(size-*state(t, disk).Conversion.PositionBytes-step, "decrypt", disk, "--abort")
 }
 
+// TestInPlaceIgnoredFlags: a flag that comes too late is not ignored in silence.
+func TestInPlaceIgnoredFlags(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 2<<20)
+	goOn := func(warnings []string, args ...string) {
+		t.Helper()
+		r := h.run(args...)
+		if r.code != exitDone {
+			t.Fatalf("exit code %d, %s", r.code, r.stderr)
+		}
+		for _, w := range warnings {
+			if !strings.Contains(r.stderr, w) {
+				t.Errorf("no word of %q: %s", w, r.stderr)
+			}
+		}
+		if n := strings.Count(r.stderr, "changes nothing"); n != len(warnings) {
+			t.Errorf("%d warnings, want %d: %s", n, len(warnings), r.stderr)
+		}
+	}
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	kek := state(t, disk).Recipients[0].KEKID
+	goOn(nil,
+		"encrypt", disk, "--holes", "preserve", "--sector-size", "512", "--kek", kek, "--kms", "local", "--abort")
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	goOn([]string{"--holes fill", "--sector-size 4096", "--kms x", "--kek y"},
+		"encrypt", disk, "--holes", "fill", "--sector-size=4096", "--kms", "x", "--kek", "y")
+	if s := state(t, disk); s.Holes != "preserve" || s.SectorSize != 512 {
+		t.Errorf("%+v", s)
+	}
+	h.interrupted(agent.StateRekeying, "rekey", disk, "--deep")
+	goOn([]string{"--kek " + kek}, "rekey", "--deep", disk, "--kek", kek)
+}
+
+// TestInPlaceHints: the commands of a hint find the disk as the one that was
+// interrupted did, and say which way each of them goes.
+func TestInPlaceHints(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.vmdk")
+	holedImage(t, disk, 2<<20)
+	before := sum(t, disk)
+	config := filepath.Join(h.dir, "config.yaml")
+	encrypt := []string{"encrypt", disk, "--format", "raw", "--config=" + config}
+	interrupted := func(hint string, args ...string) {
+		t.Helper()
+		r := h.halfWay(func(cmd *exec.Cmd, _ *os.File) { _ = cmd.Process.Signal(os.Interrupt) }, args...)
+		said := parseJSON[struct{ Hint string }](t, r.stderr)
+		if want := strings.ReplaceAll(hint, "COMMAND", "vmcrypt encrypt "+disk+" --format raw --config "+config); said.Hint != want {
+			t.Errorf("%v: %q, want %q", args, said.Hint, want)
+		}
+	}
+	interrupted("to finish it: COMMAND; to undo it: COMMAND --abort", encrypt...)
+	interrupted("to go on going back: COMMAND --abort; to go forward again: COMMAND", append(encrypt, "--abort")...)
+	h.ok(append(encrypt, "--abort")...)
+	if sum(t, disk) != before {
+		t.Error("the disk is not what it was")
+	}
+}
+
 type progressLine struct {
 	Type  string `json:"type"`
 	Done  int64  `json:"doneBytes"`
@@ -683,6 +743,60 @@ func TestInPlaceOldDescriptor(t *testing.T) {
 	}
 }
 
+// TestInPlaceOtherName: a disk that is converted by the descriptor of its VM, and
+// then named itself. Nobody is led to remove what makes it readable.
+func TestInPlaceOtherName(t *testing.T) {
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\n")
+	holedImage(t, at("vm/a.img"), 2<<20)
+	h.interrupted(agent.StateEncrypting, "encrypt", at("vm/vm.vmx"))
+	for _, args := range [][]string{{"encrypt"}, {"encrypt", "--output", at("out")}, {"decrypt"}, {"status"}, {"ls"}} {
+		r := h.run(append(args, at("vm/a.img"))...)
+		if r.code != exitTampered || strings.Contains(r.stderr, "remove") {
+			t.Errorf("%v: exit code %d, %s", args, r.code, r.stderr)
+		}
+		if args[0] != "decrypt" && args[0] != "ls" && !strings.Contains(r.stderr, "another descriptor") {
+			t.Errorf("%v: %s", args, r.stderr)
+		}
+	}
+	h.ok("encrypt", at("vm/vm.vmx"), "--abort")
+}
+
+// TestInPlaceStatus: what it says of a rekey's keys, and of a journal that does not
+// tell how far it is.
+func TestInPlaceStatus(t *testing.T) {
+	h := newHome(t)
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	holedImage(t, disk, 2<<20)
+	h.ok("encrypt", disk)
+	old := state(t, disk).Recipients[0].KEKID
+	says := func(words ...string) {
+		t.Helper()
+		text := h.ok("status", disk)
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				t.Errorf("no word of %q: %s", word, text)
+			}
+		}
+	}
+	h.interrupted(agent.StateRekeying, "rekey", disk, "--deep")
+	says("done up to", "needs KEK "+old, "opened by KEK "+state(t, disk).Recipients[0].KEKID)
+	if s := parseJSON[agent.Status](t, h.ok("status", disk, "--json")).Disks[0]; s.Previous[0].KEKID != old {
+		t.Errorf("%+v", s)
+	}
+	journal := disk + ".vmcrypt-journal"
+	good := read(t, journal)
+	write(t, journal, good[:100])
+	says("journal unreadable")
+	remove(t, journal)
+	says("journal missing")
+	write(t, journal, good)
+	h.ok("rekey", disk, "--deep")
+	if s := h.ok("status", disk, "--json"); strings.Contains(s, "previous") {
+		t.Error(s)
+	}
+}
+
 // TestInPlaceRefused: what can't be converted in place is left as it is.
 func TestInPlaceRefused(t *testing.T) {
 	h := newHome(t)
@@ -721,6 +835,58 @@ func TestInPlaceRefused(t *testing.T) {
 	h.fails(exitUsage, []string{"--zone"}, "encrypt", target, "--zone", "5000")
 }
 
+// TestInPlaceLongExtent: what lies behind the end of the disk would stay plain.
+func TestInPlaceLongExtent(t *testing.T) {
+	h := newHome(t)
+	dir := t.TempDir()
+	disk := flatVMDK(t, dir, "w")
+	extent := filepath.Join(dir, "w-flat.vmdk")
+	before := read(t, extent)
+	write(t, extent, append(slices.Clone(before), "more of it"...))
+	h.fails(exitFailure, []string{"w-flat.vmdk has 10 bytes more", "--output"}, "encrypt", disk)
+	write(t, extent, before)
+	h.interrupted(agent.StateEncrypting, "encrypt", disk)
+	write(t, extent, append(read(t, extent), "more of it"...))
+	h.ok("encrypt", disk, "--abort")
+	if got := string(read(t, extent)); got != string(before)+"more of it" {
+		t.Error("the disk did not come back")
+	}
+}
+
+// TestInPlaceLockOwner: root leaves no lock that keeps the disk's owner out.
+func TestInPlaceLockOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	h := newHome(t)
+	at := vm(t, "scsi0:0.fileName = \"a.img\"\n", "a.img", "b.img")
+	const image, descriptor = 12345, 12346
+	for name, owner := range map[string]int{"vm/b.img": image, "vm/vm.vmx": descriptor} {
+		if err := os.Chown(at(name), owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for target, owner := range map[string]uint32{"vm/b.img": image, "vm/vm.vmx": descriptor} {
+		h.ok("encrypt", at(target))
+		lock := strings.TrimSuffix(at(target), ".vmx") + ".vmx.vmcrypt-lock"
+		info, err := os.Stat(lock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stat := info.Sys().(*syscall.Stat_t); stat.Uid != owner || stat.Gid != owner {
+			t.Errorf("%s belongs to %d:%d", lock, stat.Uid, stat.Gid)
+		}
+		// One that is there may be another's, put in its place.
+		if err := os.Chown(lock, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		h.ok("decrypt", at(target))
+		if info, err = os.Stat(lock); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Errorf("%v, %v", info, err)
+		}
+	}
+}
+
 // TestInPlaceInUse: nobody else has the disk, and no other vmcrypt is at it.
 func TestInPlaceInUse(t *testing.T) {
 	h := newHome(t)
@@ -744,22 +910,55 @@ func TestInPlaceInUse(t *testing.T) {
 	h.fails(exitInUse, []string{"vmcrypt-lock", "in use"}, "encrypt", disk)
 }
 
-// smallDisk mounts a file system of so many MiB, and gives what makes it larger.
-func smallDisk(t *testing.T, mib int) (dir string, grow func(mib int)) {
+// smallDisk mounts a file system with so many MiB of room, and gives what makes
+// more.
+func smallDisk(t *testing.T, kind string, mib int) (dir string, grow func(mib int)) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a small file system")
 	}
 	dir = t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
-		t.Skipf("mount a tmpfs: %v", err)
-	}
+	mountSmall(t, kind, dir)
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-	return dir, func(mib int) {
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ballast.Close() })
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(dir, &stat); err != nil {
+		t.Fatal(err)
+	}
+	size := int64(stat.Bavail)*stat.Bsize - int64(mib)<<20
+	if err := syscall.Fallocate(int(ballast.Fd()), 0, 0, size); err != nil {
+		t.Fatal(err)
+	}
+	return dir, func(more int) {
 		t.Helper()
-		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("size=%dm", mib)); err != nil {
+		size -= int64(more) << 20
+		if err := ballast.Truncate(size); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// mountSmall mounts a new file system of 16 MiB. ext4 keeps what it had reserved
+// when there is no room for the rest; tmpfs doesn't.
+func mountSmall(t *testing.T, kind, dir string) {
+	t.Helper()
+	if kind == "tmpfs" {
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+			t.Skipf("mount a tmpfs: %v", err)
+		}
+		return
+	}
+	mke2fs, mount := testtool.Need(t, "mke2fs"), testtool.Need(t, "mount")
+	file := filepath.Join(t.TempDir(), "fs")
+	if out, err := exec.Command(mke2fs, "-q", "-t", kind, "-m", "0", file, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := exec.Command(mount, "-o", "loop", file, dir).CombinedOutput(); err != nil {
+		t.Skipf("mount %s: %v: %s", kind, err, out)
 	}
 }
 
@@ -767,9 +966,16 @@ func smallDisk(t *testing.T, mib int) (dir string, grow func(mib int)) {
 // holes, the conversion stops so that it can go on.
 func TestInPlaceNoSpace(t *testing.T) {
 	h := newHome(t)
+	for _, kind := range []string{"tmpfs", "ext4"} {
+		t.Run(kind, func(t *testing.T) { (&home{t, h.dir}).noSpaceOn(kind) })
+	}
+}
+
+func (h *home) noSpaceOn(kind string) {
+	t := h.t
 	plain := filepath.Join(t.TempDir(), "plain")
 	holedImage(t, plain, 4<<20)
-	dir, grow := smallDisk(t, 4)
+	dir, grow := smallDisk(t, kind, 4)
 	disk := filepath.Join(dir, "disk.img")
 	copyFile(t, disk, plain)
 	stops := func(phase string, args ...string) {
@@ -779,10 +985,16 @@ func TestInPlaceNoSpace(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
+	stops(vmx.PhasePreparing, "encrypt", disk)
+	if _, err := os.Lstat(disk + ".vmcrypt-journal"); err == nil {
+		t.Error("a part of a journal takes the room that is left")
+	}
+	h.ok("encrypt", disk, "--abort")
+	same(t, disk, plain)
 	stops(vmx.PhasePreparing, "encrypt", disk, "--holes", "fill")
 	stops(vmx.PhaseConverting, "encrypt", disk, "--zone", "65536")
 	stops(vmx.PhaseConverting, "encrypt", disk)
-	grow(5)
+	grow(1)
 	h.ok("encrypt", disk)
 	h.isEncrypted(disk, "scsi0:0", plain)
 	h.ok("decrypt", disk, "--zone", "65536")

@@ -55,11 +55,14 @@ func run(ctx context.Context, args []string) int {
 
 // interrupted says what an interrupted command left.
 func interrupted(err error) error {
-	if u := (*agent.Unfinished)(nil); errors.As(err, &u) {
-		u.Err = errStopped
-		return u
+	u, f := (*agent.Unfinished)(nil), failure{}
+	if !errors.As(err, &u) {
+		return errInterrupted
 	}
-	return errInterrupted
+	u.Err = errStopped
+	_ = errors.As(err, &f) // it is, of a command
+	f.error = u
+	return f
 }
 
 func newApp() *cli.App {

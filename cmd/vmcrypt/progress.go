@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -52,6 +53,7 @@ func showResult(c *cli.Context, operation string, result *agent.Status) error {
 // JSON for programs, nothing otherwise.
 type progress struct {
 	bar   *progressbar.ProgressBar
+	pace  pace
 	lines io.Writer
 	last  time.Time
 	fail  func(error) // ends the conversion when nobody reads its lines
@@ -66,8 +68,8 @@ func newProgress(c *cli.Context, fail func(error)) *progress {
 	}
 	return &progress{bar: progressbar.NewOptions64(0,
 		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionSetWidth(30),
+		progressbar.OptionSetPredictTime(false), // it takes what an earlier run did for done by this one
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
 		progressbar.OptionUseANSICodes(true),
@@ -78,7 +80,7 @@ func (p *progress) report(now agent.Progress) {
 	switch {
 	case p.bar != nil:
 		p.bar.ChangeMax64(now.Total)
-		p.bar.Describe(now.Node)
+		p.bar.Describe(strings.TrimSpace(now.Node + "  " + p.pace.see(time.Now(), now).String()))
 		_ = p.bar.Set64(now.Done)
 	case p.lines != nil && (now.Done == now.Total || time.Since(p.last) >= interval):
 		p.last = time.Now()
@@ -87,7 +89,8 @@ func (p *progress) report(now agent.Progress) {
 			Node  string `json:"node"`
 			Done  int64  `json:"doneBytes"`
 			Total int64  `json:"totalBytes"`
-		}{"progress", now.Node, now.Done, now.Total}); err != nil {
+			pacing
+		}{"progress", now.Node, now.Done, now.Total, p.pace.see(p.last, now)}); err != nil {
 			p.fail(err)
 		}
 	}

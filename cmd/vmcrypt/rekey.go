@@ -40,6 +40,7 @@ func rekey(c *cli.Context) error {
 	if opts.Alias, err = e.aliasFor(c, t); err != nil {
 		return err
 	}
+	warnOfIgnored(c, t, agent.StateRekeying)
 	result, err := watch(c, e, func(ctx context.Context, h *agent.Host) (*agent.Status, error) {
 		return h.Rekey(ctx, t, opts)
 	})

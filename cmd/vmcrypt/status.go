@@ -51,13 +51,16 @@ func printDisk(w io.Writer, d agent.DiskStatus) {
 	for _, r := range d.Recipients {
 		fmt.Fprintf(w, "    opened by KEK %s at %q\n", r.KEKID, r.Alias)
 	}
+	for _, r := range d.Previous {
+		fmt.Fprintf(w, "    until it is done, needs KEK %s at %q too\n", r.KEKID, r.Alias)
+	}
 }
 
 // conversionText says how far an unfinished conversion has come.
 func conversionText(d agent.DiskStatus) string {
 	at := d.Conversion
 	if at.PositionBytes == nil {
-		return at.Phase + ", no journal"
+		return at.Phase + ", journal " + at.Journal
 	}
 	percent := float64(*at.PositionBytes) * 100 / float64(max(d.SizeBytes, 1))
 	text := fmt.Sprintf("%s, done up to %s (%.1f %%)", at.Phase, bytesText(*at.PositionBytes), percent)

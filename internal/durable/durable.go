@@ -23,6 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrNotDurable is the error for a file that has its name, as all others see, but
+// may lose it in a power cut.
+var ErrNotDurable = errors.New("it is there, but may not outlast a power cut")
+
 // The system calls that tests replace to see what their failure leaves behind.
 var (
 	fsync     = (*os.File).Sync
@@ -38,6 +42,8 @@ var (
 // lists and other extended attributes are not carried over. If path is a
 // symbolic link, the file it leads to is replaced and the link stays; a link to
 // nothing is refused, as is anything that is no regular file.
+//
+// After an error the file is as it was, unless that is ErrNotDurable.
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	path, old, err := resolve(path)
 	if err != nil {
@@ -144,7 +150,7 @@ func (p *Pending) replace() error {
 // published makes the new name durable, and the temporary one history.
 func (p *Pending) published() error {
 	p.tmp = ""
-	return SyncDir(filepath.Dir(p.path))
+	return syncName(p.path)
 }
 
 func (p *Pending) syncAndClose() error {

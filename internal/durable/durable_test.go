@@ -180,8 +180,8 @@ func TestWriteFileFailedSync(t *testing.T) {
 	path := filepath.Join(dir, "a.vmx")
 	write(t, path, "old", 0o600)
 	failSync(t, isFile)
-	if err := WriteFile(path, []byte("new"), 0o600); !errors.Is(err, errSync) {
-		t.Errorf("error is %v, want that of fsync", err)
+	if err := WriteFile(path, []byte("new"), 0o600); !errors.Is(err, errSync) || errors.Is(err, ErrNotDurable) {
+		t.Errorf("error is %v, want only that of fsync", err)
 	}
 	if got := content(t, path); got != "old" {
 		t.Errorf("content is %q, want the old one", got)
@@ -193,8 +193,8 @@ func TestWriteFileFailedDirSync(t *testing.T) {
 	dir := t.TempDir()
 	failSync(t, isDir)
 	err := WriteFile(filepath.Join(dir, "a.vmx"), []byte("new"), 0o600)
-	if !errors.Is(err, errSync) {
-		t.Errorf("error is %v, want that of fsync", err)
+	if !errors.Is(err, errSync) || !errors.Is(err, ErrNotDurable) {
+		t.Errorf("error is %v, want ErrNotDurable and that of fsync", err)
 	}
 	wantNames(t, dir, "a.vmx")
 }

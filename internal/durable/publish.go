@@ -3,6 +3,7 @@ package durable
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -36,7 +37,7 @@ func MkdirTemp(path string, perm fs.FileMode) (string, error) {
 // renames it to path on the same filesystem. It fails with [fs.ErrExist] if
 // something has that name already, a dangling symbolic link included. tmp is
 // left alone on failure, except that when only the last step fails, making the
-// new name durable, path is there.
+// new name durable, path is there: the error is ErrNotDurable then.
 //
 // Not replacing is atomic for files wherever the filesystem knows
 // RENAME_NOREPLACE or hard links, and for folders wherever it knows the former.
@@ -49,7 +50,15 @@ func Publish(tmp, path string) error {
 	if err := renameNew(tmp, path); err != nil {
 		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	return syncName(path)
+}
+
+// syncName makes a name durable that a file just got.
+func syncName(path string) error {
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotDurable, err)
+	}
+	return nil
 }
 
 // renameNew renames without replacing, by the best means the filesystem has.
