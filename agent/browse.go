@@ -48,7 +48,7 @@ func (h *Host) withContent(ctx context.Context, t *Target, node string, use func
 
 func openContent(ctx context.Context, keys *keyring, d Disk) (image.Disk, error) {
 	if d.Record == nil {
-		return d.open()
+		return d.open(image.ReadOnly)
 	}
-	return d.openUnlocked(ctx, keys)
+	return d.openUnlocked(ctx, keys, image.ReadOnly)
 }

@@ -51,7 +51,7 @@ func (h *Host) unlockedJobs(ctx context.Context, disks []Disk) ([]*job, error) {
 }
 
 func (d Disk) unlockedJob(ctx context.Context, keys *keyring) (*job, error) {
-	f, err := d.open()
+	f, err := d.open(image.ReadOnly)
 	if err != nil {
 		return nil, err
 	}

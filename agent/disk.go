@@ -8,9 +8,10 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
-// open opens the file of a disk, if it is the disk that the descriptor means.
-func (d Disk) open() (*image.File, error) {
-	return d.opened(image.Open(d.Path, d.Format, image.ReadOnly))
+// open opens and locks the file of a disk, if it is the disk that the descriptor
+// means.
+func (d Disk) open(mode image.Mode) (*image.File, error) {
+	return d.opened(image.Open(d.Path, d.Format, mode))
 }
 
 func (d Disk) opened(f *image.File, err error) (*image.File, error) {
@@ -89,8 +90,8 @@ func (d Disk) openBeneath(folder string) (*image.File, error) {
 
 // openUnlocked opens the plaintext of an encrypted disk. Closing it closes the
 // file and wipes the cipher.
-func (d Disk) openUnlocked(ctx context.Context, keys *keyring) (image.Disk, error) {
-	f, err := d.open()
+func (d Disk) openUnlocked(ctx context.Context, keys *keyring, mode image.Mode) (image.Disk, error) {
+	f, err := d.open(mode)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (t *Target) checkPoweredOff() error {
 // plainJob opens a disk to be encrypted, and refuses one that can't be before a
 // key is made for it.
 func plainJob(d Disk, sectorSize int) (*job, error) {
-	f, err := d.open()
+	f, err := d.open(image.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
