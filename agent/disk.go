@@ -11,6 +11,9 @@ import (
 // open opens and locks the file of a disk, if it is the disk that the descriptor
 // means.
 func (d Disk) open(mode image.Mode) (*image.File, error) {
+	if d.target.beneath != nil {
+		return d.opened(d.target.beneath.openDisk(d.Path, d.Format, mode))
+	}
 	return d.opened(image.Open(d.Path, d.Format, mode))
 }
 

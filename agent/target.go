@@ -23,9 +23,10 @@ type Target struct {
 	Descriptor string // the .vmx; of a bare image it need not exist
 	Disks      []Disk // in the descriptor's order
 
-	bare   bool
-	file   *vmx.File // nil for a bare image without a descriptor
-	absent []Disk    // in the descriptor, but not present in the VM
+	bare    bool
+	file    *vmx.File // nil for a bare image without a descriptor
+	absent  []Disk    // in the descriptor, but not present in the VM
+	beneath folders   // that its files have to lie in
 }
 
 // Disk is one virtual disk of a target.
@@ -47,21 +48,23 @@ func Open(path string, format image.Format) (*Target, error) {
 		if format != "" {
 			return nil, fmt.Errorf("%w: %s: the formats of a VM's disks come from their names", ErrFormat, path)
 		}
-		return openVM(path)
+		return openVM(path, nil)
 	}
-	return openImage(path, format)
+	if err := checkImagePath(path); err != nil {
+		return nil, err
+	}
+	return openImage(path, format, nil)
 }
 
 func isDescriptor(path string) bool {
 	return strings.EqualFold(filepath.Ext(path), ".vmx")
 }
 
-func openVM(path string) (*Target, error) {
-	f, err := vmx.Read(path)
-	if err != nil {
+func openVM(path string, beneath folders) (t *Target, err error) {
+	t = &Target{Path: path, Descriptor: path, beneath: beneath}
+	if t.file, err = t.readDescriptor(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDescriptor, err)
 	}
-	t := &Target{Path: path, Descriptor: path, file: f}
 	if err := t.findDisks(); err != nil {
 		return nil, err
 	}
@@ -69,6 +72,18 @@ func openVM(path string) (*Target, error) {
 		return nil, fmt.Errorf("%w: %s names no disk; is it complete?", ErrDescriptor, path)
 	}
 	return t, nil
+}
+
+func (t *Target) readDescriptor() (*vmx.File, error) {
+	if t.beneath == nil {
+		return vmx.Read(t.Descriptor)
+	}
+	f, err := t.beneath.open(t.Descriptor)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return vmx.ReadFrom(f)
 }
 
 // findDisks lists the disks that the descriptor names.
@@ -111,18 +126,15 @@ func resolve(dir, name string) string {
 	return filepath.Join(dir, name)
 }
 
-func openImage(path string, format image.Format) (*Target, error) {
-	if err := checkImagePath(path); err != nil {
-		return nil, err
-	}
+func openImage(path string, format image.Format, beneath folders) (t *Target, err error) {
 	if format == "" {
 		if err := checkFormat(path); err != nil {
 			return nil, err
 		}
 		format = image.FormatOf(path)
 	}
-	t := &Target{Path: path, Descriptor: path + ".vmx", bare: true}
-	f, err := vmx.Read(t.Descriptor)
+	t = &Target{Path: path, Descriptor: path + ".vmx", bare: true, beneath: beneath}
+	t.file, err = t.readDescriptor()
 	if errors.Is(err, fs.ErrNotExist) {
 		t.Disks = []Disk{{Node: imageNode, Path: path, Format: format, target: t}}
 		return t, nil
@@ -130,7 +142,6 @@ func openImage(path string, format image.Format) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDescriptor, err)
 	}
-	t.file = f
 	if err := t.findDisks(); err != nil {
 		return nil, err
 	}

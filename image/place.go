@@ -44,8 +44,26 @@ func (p place) open(mode Mode, flags int) (*os.File, error) {
 // there by no symbolic link and without leaving the folder. It is for names that
 // others may have chosen.
 func OpenBeneath(folder, name string, format Format, mode Mode) (*File, error) {
-	if !filepath.IsLocal(name) {
-		return nil, fmt.Errorf("%s is not a name of a file in %s", name, folder)
+	p, err := beneath(folder, name)
+	if err != nil {
+		return nil, err
 	}
-	return place{folder, name}.openDisk(format, mode)
+	return p.openDisk(format, mode)
+}
+
+// OpenFileBeneath is OpenBeneath for a file that is no disk, to be read. Its kind
+// is not looked at.
+func OpenFileBeneath(folder, name string) (*os.File, error) {
+	p, err := beneath(folder, name)
+	if err != nil {
+		return nil, err
+	}
+	return p.open(ReadOnly, 0)
+}
+
+func beneath(folder, name string) (place, error) {
+	if !filepath.IsLocal(name) {
+		return place{}, fmt.Errorf("%s is not a name of a file in %s", name, folder)
+	}
+	return place{folder, name}, nil
 }

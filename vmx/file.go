@@ -71,31 +71,36 @@ func Parse(data []byte) (*File, error) {
 // Read parses the file at path, which may be a symbolic link but has to lead to
 // a regular file. Errors name it.
 func Read(path string) (*File, error) {
-	data, err := readFile(path)
-	if err != nil {
-		return nil, err
-	}
-	f, err := Parse(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return f, nil
-}
-
-// readFile reads at most one byte more than Parse accepts. It does not wait for
-// the other end of a named pipe.
-func readFile(path string) ([]byte, error) {
+	// It does not wait for the other end of a named pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	return ReadFrom(f)
+}
+
+// ReadFrom is Read for a file that is open.
+func ReadFrom(f *os.File) (*File, error) {
+	data, err := content(f)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return parsed, nil
+}
+
+// content reads at most one byte more than Parse accepts.
+func content(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %w: not a regular file", path, ErrSyntax)
+		return nil, fmt.Errorf("%s: %w: not a regular file", f.Name(), ErrSyntax)
 	}
 	return io.ReadAll(io.LimitReader(f, maxSize+1))
 }
