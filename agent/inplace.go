@@ -119,7 +119,10 @@ func (t *Target) statusNow(nodes []string) (*Status, error) {
 
 // reopen reads a target again.
 func (t *Target) reopen() (*Target, error) {
-	if t.bare {
+	switch {
+	case t.beneath != nil:
+		return OpenBeneath(t.beneath, t.Path)
+	case t.bare:
 		return Open(t.Path, t.Disks[0].Format)
 	}
 	return Open(t.Path, "")
