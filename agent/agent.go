@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
@@ -78,6 +80,10 @@ func (u *Unfinished) Unwrap() []error {
 type Host struct {
 	// Cluster opens the key managers of an alias; ErrAlias if there are none.
 	Cluster func(alias string) (*kek.Cluster, error)
+	// Keys, if set, has workflows that run at once share the KEKs that they need.
+	Keys *Keys
+	// Turns, if set, bounds how many unlocks run at once.
+	Turns *semaphore.Weighted
 	// Engine does the encryption; the zero Engine is slow.
 	Engine blockcrypt.Engine
 	// Report, if set, hears how far long work has come. It is called from several

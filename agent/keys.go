@@ -6,22 +6,30 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// keyring fetches each KEK of a run once and wipes them all at its end.
+// keyring fetches each KEK of a run once, and lets go of them all at its end.
 type keyring struct {
 	host *Host
 	keys map[kekRef]*kek.Key
+
+	shared map[kekRef]*sharedKey       // of those that other runs may use, too
+	used   map[uuid.UUID]vmx.Recipient // by which a disk's DEK was unwrapped
 }
 
 type kekRef struct{ alias, id string }
 
 func newKeyring(h *Host) *keyring {
-	return &keyring{host: h, keys: make(map[kekRef]*kek.Key)}
+	return &keyring{
+		host: h, keys: make(map[kekRef]*kek.Key),
+		shared: make(map[kekRef]*sharedKey), used: make(map[uuid.UUID]vmx.Recipient),
+	}
 }
 
 func (k *keyring) get(ctx context.Context, alias, id string) (*kek.Key, error) {
@@ -29,16 +37,33 @@ func (k *keyring) get(ctx context.Context, alias, id string) (*kek.Key, error) {
 	if key, ok := k.keys[ref]; ok {
 		return key, nil
 	}
-	cluster, err := k.host.Cluster(alias)
-	if err != nil {
-		return nil, err
+	if k.host.Keys != nil {
+		return k.await(ref).get(ctx, func() (*kek.Key, error) { return k.host.fetch(ctx, ref) })
 	}
-	key, err := cluster.Get(ctx, id)
+	key, err := k.host.fetch(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	k.keys[ref] = key
 	return key, nil
+}
+
+// await has a shared key kept for this run from now on.
+func (k *keyring) await(ref kekRef) *sharedKey {
+	key, ok := k.shared[ref]
+	if !ok {
+		key = k.host.Keys.await(ref)
+		k.shared[ref] = key
+	}
+	return key
+}
+
+func (h *Host) fetch(ctx context.Context, ref kekRef) (*kek.Key, error) {
+	cluster, err := h.Cluster(ref.alias)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Get(ctx, ref.id)
 }
 
 // forWrapping returns the KEK that new DEKs are wrapped under: the named one, or
@@ -67,6 +92,10 @@ func (k *keyring) wipe() {
 	for ref, key := range k.keys {
 		key.Destroy()
 		delete(k.keys, ref)
+	}
+	for ref := range k.shared {
+		k.host.Keys.release(ref)
+		delete(k.shared, ref)
 	}
 }
 
@@ -106,6 +135,7 @@ func (k *keyring) unwrapGroups(ctx context.Context, rec *vmx.Record, groups [][]
 		if err == nil {
 			var all []*secret.Buffer
 			if all, err = k.unwrapGroups(ctx, rec, groups[1:], append(slices.Clone(has), key)); err == nil {
+				k.used[rec.DiskUUID] = r
 				return all, nil
 			}
 			key.Destroy()
