@@ -1,23 +1,24 @@
 package kms
 
 import (
-	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
 
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
+
+const auditFile = "audit.log"
 
 // auditHome is a home whose audit log has n entries.
 func auditHome(t *testing.T, n int) Home {
@@ -58,13 +59,13 @@ func noted(i int) auditEntry {
 	return auditEntry{Time: time.Now(), Client: "c", Address: "local", Operation: "Get", Object: fmt.Sprint(i), Result: "Success"}
 }
 
-func auditReport(t *testing.T, h Home) *AuditReport {
+func auditReport(t *testing.T, h Home) *audit.Report {
 	t.Helper()
 	r, err := h.VerifyAudit(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if (r.Err() != nil) != (len(r.Problems) > 0) || r.Err() != nil && !errors.Is(r.Err(), ErrAudit) {
+	if (r.Err() != nil) != (len(r.Problems) > 0) || r.Err() != nil && !errors.Is(r.Err(), audit.ErrChanged) {
 		t.Errorf("error is %v", r.Err())
 	}
 	return r
@@ -78,6 +79,32 @@ func wantWhole(t *testing.T, h Home, first, last uint64) {
 	}
 }
 
+// TestAuditFormat: the lines are those of the first release, byte for byte.
+func TestAuditFormat(t *testing.T) {
+	h := newHome(t)
+	s := startServer(t, h)
+	err := s.audit.append([]auditEntry{{
+		Time:   time.Date(2026, 1, 2, 3, 4, 5, 600_000_000, time.FixedZone("", 3600)),
+		Client: "host <1>", Address: "192.0.2.1", Operation: "Create", Object: "11111111-1111-4111-8111-111111111111",
+		Result: "Success", Correlation: correlation{"mine", "ours"},
+	}, {
+		Time:      time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
+		Operation: "Connection", Result: "OperationFailed", Reason: "no \"TLS\"\n",
+	}})
+	if err := errors.Join(err, s.close()); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"sequence":1,"previous":"0000000000000000000000000000000000000000000000000000000000000000","time":"2026-01-02T02:04:05.6Z","client":"host \u003c1\u003e","address":"192.0.2.1","operation":"Create","object":"11111111-1111-4111-8111-111111111111","result":"Success","clientCorrelation":"mine","serverCorrelation":"ours"}
+{"sequence":2,"previous":"24e968520791e0bf16648e70a9d09d508da8a83d971de1001227e1e7802456c0","time":"2026-01-02T03:04:06Z","client":"","address":"","operation":"Connection","result":"OperationFailed","reason":"no \"TLS\"\n"}
+`
+	if got := readAudit(t, h); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if r := auditReport(t, h); r.Hash != "33344ca55edb616fe1fb6fd42b52817eb6d6b6ef5ccb1e4f8dbcef3a06072d29" {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestAuditGoesOn(t *testing.T) {
 	h := auditHome(t, 3)
 	wantWhole(t, h, 1, 3)
@@ -85,37 +112,6 @@ func TestAuditGoesOn(t *testing.T) {
 	wantWhole(t, h, 1, 5)
 	if info, err := os.Stat(h.path(auditFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v, want mode 0600", info, err)
-	}
-}
-
-// TestAuditTogether: who appends at the same time shares writes, and every
-// entry is there once.
-func TestAuditTogether(t *testing.T) {
-	h := newHome(t)
-	s := startServer(t, h)
-	var wg sync.WaitGroup
-	const writers, each = 16, 20
-	for w := range writers {
-		wg.Go(func() {
-			for i := range each {
-				if err := s.audit.append([]auditEntry{noted(w*1000 + i), noted(w*1000 + 500 + i)}); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if err := s.close(); err != nil {
-		t.Fatal(err)
-	}
-	wantWhole(t, h, 1, 2*writers*each)
-	text := readAudit(t, h)
-	for w := range writers {
-		for i := range each {
-			if n := strings.Count(text, fmt.Sprintf(`"object":"%d"`, w*1000+i)); n != 1 {
-				t.Fatalf("entry %d of writer %d is there %d times", i, w, n)
-			}
-		}
 	}
 }
 
@@ -128,63 +124,44 @@ func readAudit(t *testing.T, h Home) string {
 	return string(text)
 }
 
+// loggedLine is a line of the log.
+type loggedLine struct {
+	Sequence uint64 `json:"sequence"`
+	auditLine
+}
+
 // auditLines are the entries of the log.
-func auditLines(t *testing.T, h Home) (all []*auditLine) {
+func auditLines(t *testing.T, h Home) (all []loggedLine) {
 	t.Helper()
 	for text := range strings.Lines(readAudit(t, h)) {
-		line, err := parseAuditLine([]byte(text))
-		if err != nil {
-			t.Fatal(err)
+		var line loggedLine
+		if err := json.Unmarshal([]byte(text), &line); err != nil || line.Sequence == 0 {
+			t.Fatal(text, err)
 		}
 		all = append(all, line)
 	}
 	return all
 }
 
-// TestAuditTampering: whatever is done to the file is noticed, and where.
+// TestAuditTampering: the store knows how far the log went, and how it ended.
 func TestAuditTampering(t *testing.T) {
 	h := auditHome(t, 9)
-	good := strings.SplitAfter(readAudit(t, h), "\n")
-	good = good[:len(good)-1]
-	with := func(i int, line string) []string {
-		return append(append(append([]string{}, good[:i]...), line), good[i+1:]...)
-	}
+	good := readAudit(t, h)
+	lines := strings.SplitAfter(good, "\n")
 	for what, test := range map[string]struct {
-		lines []string
-		line  int // of the first problem
-		words string
+		text, words string
 	}{
-		"nothing":            {good, 0, ""},
-		"an altered line":    {with(3, strings.Replace(good[3], `"c"`, `"d"`, 1)), 5, "entry 5 does not follow"},
-		"the last altered":   {with(8, strings.Replace(good[8], `"c"`, `"d"`, 1)), 9, "entry 9 is not the one"},
-		"a line removed":     {with(3, ""), 4, "entries 4 to 4 are missing"},
-		"a line repeated":    {with(3, good[3]+good[3]), 5, "entry 4 follows on entry 4"},
-		"lines swapped":      {with(3, good[4]+good[3]), 4, "entries 4 to 4 are missing"},
-		"no entry":           {with(3, "{}\n"), 4, "not an entry"},
-		"no JSON":            {with(3, "x\n"), 4, "not an entry"},
-		"two on a line":      {with(3, strings.TrimSuffix(good[3], "\n")+good[4]), 4, "not an entry"},
-		"an unknown field":   {with(3, strings.Replace(good[3], `{`, `{"x":1,`, 1)), 4, "not an entry"},
-		"a very long line":   {with(3, strings.Repeat("x", maxAuditLine+1)+"\n"), 4, "longer than"},
-		"the end cut off":    {good[:7], 7, "entries 8 to 9 are missing at the end"},
-		"cut inside a line":  {append(append([]string{}, good[:8]...), good[8][:20]), 9, "entries 9 to 9 are missing at the end"},
-		"all removed":        {nil, 0, "entries 1 to 9 are missing at the end"},
-		"the hash replaced":  {with(3, strings.Replace(good[3], `"previous":"`, `"previous":"0`, 1)), 4, "entry 4 does not follow"},
-		"a number too large": {with(3, strings.Replace(good[3], `"sequence":4`, `"sequence":44`, 1)), 4, "entries 4 to 43 are missing"},
+		"an altered line":  {strings.Replace(good, `"object":"3"`, `"object":"4"`, 1), "entry 5 does not follow"},
+		"the last altered": {strings.Replace(good, `"object":"8"`, `"object":"4"`, 1), "entry 9 is not the one"},
+		"the end cut off":  {strings.Join(lines[:7], ""), "entries 8 to 9 are missing at the end"},
+		"all removed":      {"", "entries 1 to 9 are missing at the end"},
 	} {
 		t.Run(what, func(t *testing.T) {
-			if err := os.WriteFile(h.path(auditFile), []byte(strings.Join(test.lines, "")), 0o600); err != nil {
+			if err := os.WriteFile(h.path(auditFile), []byte(test.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r := auditReport(t, h)
-			if test.words == "" {
-				wantWhole(t, h, 1, 9)
-				return
-			}
-			if len(r.Problems) == 0 {
-				t.Fatal("not noticed")
-			}
-			if p := r.Problems[0]; p.File != auditFile || p.Line != test.line || !strings.Contains(p.Message, test.words) {
-				t.Errorf("%+v, want line %d, %q", p, test.line, test.words)
+			if r := auditReport(t, h); len(r.Problems) != 1 || !strings.Contains(r.Problems[0].Message, test.words) {
+				t.Errorf("%+v, want %q", r, test.words)
 			}
 		})
 	}
@@ -216,49 +193,6 @@ func TestAuditGapStays(t *testing.T) {
 	}
 }
 
-// TestAuditTornWrite: after power loss the log goes on behind the last line
-// that is whole, and what was behind that is kept elsewhere.
-func TestAuditTornWrite(t *testing.T) {
-	for what, torn := range map[string]string{
-		"part of a line":     `{"sequence":6,"prev`,
-		"a whole line but 1": `{"sequence":6}`,
-		"zeros":              strings.Repeat("\x00", 4096),
-		"zeros, then a line": strings.Repeat("\x00", 100) + "\"}\n{\"sequence\":7}\n",
-		"a line with zeros":  `{"sequence":6,"pre` + strings.Repeat("\x00", 100) + "\"}\n",
-	} {
-		t.Run(what, func(t *testing.T) {
-			h := auditHome(t, 5)
-			f, err := os.OpenFile(h.path(auditFile), os.O_APPEND|os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			if _, err := f.WriteString(torn); err != nil {
-				t.Fatal(err)
-			}
-			appendEntries(t, h, 2)
-			wantWhole(t, h, 1, 7)
-			kept, err := filepath.Glob(h.path("audit-torn-*"))
-			if err != nil || len(kept) != 1 {
-				t.Fatalf("%v %v", kept, err)
-			}
-			if text, err := os.ReadFile(kept[0]); err != nil || !strings.HasSuffix(torn, string(text)) || len(text) == 0 {
-				t.Errorf("kept %q, %v", text, err)
-			}
-		})
-	}
-}
-
-// TestAuditFirstWriteTorn: there was nothing before.
-func TestAuditFirstWriteTorn(t *testing.T) {
-	h := newHome(t)
-	if err := os.WriteFile(h.path(auditFile), []byte(`{"sequence":1,`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	appendEntries(t, h, 2)
-	wantWhole(t, h, 1, 2)
-}
-
 // TestAuditUnreadable: a last line that no power loss explains is not built
 // upon.
 func TestAuditUnreadable(t *testing.T) {
@@ -266,48 +200,12 @@ func TestAuditUnreadable(t *testing.T) {
 	if err := os.WriteFile(h.path(auditFile), []byte("hello\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Dial(t.Context(), ""); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), auditFile) {
+	if _, err := h.Dial(t.Context(), ""); !errors.Is(err, audit.ErrDamaged) || !strings.Contains(err.Error(), auditFile) {
 		t.Errorf("error is %v", err)
 	}
 }
 
-func TestAuditRotation(t *testing.T) {
-	h := newHome(t)
-	s := startServer(t, h)
-	s.audit.full = 600
-	for i := range 10 {
-		appendOne(t, s.audit, i)
-	}
-	if err := s.close(); err != nil {
-		t.Fatal(err)
-	}
-	former, err := formerAudits(h.Dir)
-	if err != nil || len(former) < 2 {
-		t.Fatalf("%d former files, %v", len(former), err)
-	}
-	wantWhole(t, h, 1, 10)
-	// A crash between the two steps of a rotation.
-	if err := os.Rename(h.path(auditFile), h.path(auditName(10))); err != nil {
-		t.Fatal(err)
-	}
-	appendEntries(t, h, 1)
-	wantWhole(t, h, 1, 11)
-	// The oldest file goes to an archive, then one in the middle is lost.
-	if err := os.Remove(former[0]); err != nil {
-		t.Fatal(err)
-	}
-	if r := auditReport(t, h); r.First == 1 || len(r.Problems) != 0 {
-		t.Errorf("%+v", r)
-	}
-	if err := os.Truncate(former[1], 700); err != nil {
-		t.Fatal(err)
-	}
-	if r := auditReport(t, h); len(r.Problems) == 0 || r.Problems[0].File != filepath.Base(former[1]) {
-		t.Errorf("%+v", r)
-	}
-}
-
-func appendOne(t *testing.T, l *auditLog, i int) {
+func appendOne(t *testing.T, l auditLog, i int) {
 	t.Helper()
 	if err := l.append([]auditEntry{noted(i)}); err != nil {
 		t.Fatal(err)
@@ -316,10 +214,10 @@ func appendOne(t *testing.T, l *auditLog, i int) {
 
 // TestAuditFieldsAreBounded: clients choose some of them.
 func TestAuditFieldsAreBounded(t *testing.T) {
-	e := noted(1)
-	e.Object = strings.Repeat("\"\n\x00\xff", 1<<18)
-	text, _, err := beginning.encode([]auditEntry{e})
-	if err != nil || len(text) > maxAuditLine || bytes.Count(text, []byte("\n")) != 1 || bytes.IndexByte(text, 0) >= 0 {
+	long := strings.Repeat("\"\n\x00\xff", 1<<18)
+	e := auditEntry{Client: long, Address: long, Operation: long, Object: long, Result: long, Reason: long, Correlation: correlation{long, long}}
+	text, err := json.Marshal(e.line())
+	if err != nil || len(text) > audit.MaxEntry {
 		t.Errorf("%d bytes, %v", len(text), err)
 	}
 }
@@ -328,26 +226,10 @@ func TestAuditFieldsAreBounded(t *testing.T) {
 func TestAuditOfOne(t *testing.T) {
 	h := newHome(t)
 	s := newTestServer(t, h)
-	if _, err := h.openAudit(beginning); !errors.Is(err, ErrBusy) {
+	if _, err := h.openAudit(audit.Head{}); !errors.Is(err, audit.ErrBusy) {
 		t.Errorf("error is %v", err)
 	}
 	appendOne(t, s.audit, 1)
-}
-
-// TestAuditFails: an operation that cannot be noted is refused, and the log is
-// not written to after it.
-func TestAuditFails(t *testing.T) {
-	h := newHome(t)
-	s := startServer(t, h)
-	appendOne(t, s.audit, 1)
-	s.audit.file.Close()
-	for range 2 {
-		if err := s.audit.append([]auditEntry{noted(2)}); err == nil {
-			t.Error("an entry was noted in a file that is closed")
-		}
-	}
-	_ = s.close()
-	wantWhole(t, h, 1, 1)
 }
 
 // TestOperationsAreLogged: who did what to which object, before the answer, and
@@ -386,7 +268,7 @@ func TestOperationsAreLogged(t *testing.T) {
 func TestNothingIsAnsweredUnlogged(t *testing.T) {
 	h := newHome(t)
 	s := startServer(t, h)
-	s.audit.file.Close()
+	_ = s.audit.Close()
 	local, remote, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
@@ -400,31 +282,20 @@ func TestNothingIsAnsweredUnlogged(t *testing.T) {
 	_ = s.close()
 }
 
-// TestReadsAreOnDiskSoon: what changes something is there when it is answered.
-func TestReadsAreOnDiskSoon(t *testing.T) {
-	s := newTestServer(t, newHome(t))
-	unsynced := func() bool {
-		s.audit.writing.Lock()
-		defer s.audit.writing.Unlock()
-		return s.audit.unsynced
-	}
+// TestChangesAreOnDisk when they are answered; what is only read is there soon.
+func TestChangesAreOnDisk(t *testing.T) {
 	read, change := noted(1), noted(2)
 	change.Operation = kmip14.OperationCreate.String()
-	if err := s.audit.append([]auditEntry{read, change}); err != nil || unsynced() {
-		t.Errorf("a change is not on disk: %v", err)
-	}
-	if err := s.audit.append([]auditEntry{read}); err != nil {
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(10 * time.Second); unsynced(); time.Sleep(auditDelay / 10) {
-		if time.Now().After(end) {
-			t.Fatal("still not on disk")
+	for _, test := range []struct {
+		entries []auditEntry
+		durable bool
+	}{
+		{[]auditEntry{read, change}, true},
+		{[]auditEntry{read, read}, false},
+		{[]auditEntry{refusedConnection("", "", "")}, false},
+	} {
+		if got := changes(test.entries); got != test.durable {
+			t.Errorf("%+v: %v", test.entries, got)
 		}
-	}
-	if err := s.audit.append([]auditEntry{read}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.audit.settle(); err != nil || unsynced() {
-		t.Errorf("not on disk: %v", err)
 	}
 }

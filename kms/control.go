@@ -13,6 +13,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 )
 
 const (
@@ -24,9 +26,9 @@ const (
 
 // status is what a running server tells about itself at GET /status.
 type status struct {
-	Address  string    `json:"address"` // the TCP address it listens on
-	Sequence uint64    `json:"sequence"`
-	Audit    auditHead `json:"audit"` // the last entry of the audit log
+	Address  string     `json:"address"` // the TCP address it listens on
+	Sequence uint64     `json:"sequence"`
+	Audit    audit.Head `json:"audit"` // the last entry of the audit log
 }
 
 // control is the server's side of control.sock: HTTP for processes of the same
@@ -148,7 +150,7 @@ func obey[T any](w http.ResponseWriter, r *http.Request, do func(*T) error) {
 }
 
 func tellStatus(w http.ResponseWriter, s *server, address net.Addr) {
-	st := status{Address: address.String(), Audit: s.audit.at()}
+	st := status{Address: address.String(), Audit: s.audit.Head()}
 	err := s.engine.store.view(func(t *tx) error {
 		st.Sequence = t.sequence()
 		return nil

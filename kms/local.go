@@ -68,7 +68,7 @@ func (h Home) serveOne(s *store) (net.Conn, error) {
 	}
 	client, remote, err := socketPair()
 	if err != nil {
-		return nil, errors.Join(err, srv.audit.close())
+		return nil, errors.Join(err, srv.audit.Close())
 	}
 	conn := &localConn{Conn: client, closed: make(chan struct{})}
 	go func() {

@@ -143,7 +143,7 @@ func TestFloodOfRefusals(t *testing.T) {
 func TestUnloggedRefusals(t *testing.T) {
 	h := newHome(t)
 	s := startServer(t, h)
-	s.audit.file.Close()
+	_ = s.audit.Close()
 	s.strangers.add("", "192.0.2.1", "no TLS")
 	e := s.engine.reporting(s.audit.append)
 	response, ok := e.answer([]byte("no message"), "me")

@@ -3,6 +3,7 @@ package kms
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
 
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
@@ -51,7 +53,7 @@ func FuzzRequest(f *testing.F) {
 			}
 		}
 		for _, entry := range logged {
-			if line, _, err := beginning.encode([]auditEntry{entry}); err != nil || len(line) > maxAuditLine {
+			if line, err := json.Marshal(entry.line()); err != nil || len(line) > audit.MaxEntry {
 				t.Fatalf("%+v: %d bytes, %v", entry, len(line), err)
 			}
 		}

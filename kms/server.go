@@ -16,6 +16,7 @@ import (
 
 	"github.com/gemalto/kmip-go/kmip14"
 
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
@@ -31,8 +32,8 @@ type server struct {
 	engine       *engine
 	clients      *registry
 	certificates *certificates
-	audit        *auditLog
-	marked       auditHead // of the audit log, in the store
+	audit        auditLog
+	marked       audit.Head // of the audit log, in the store
 	guests       *guests
 	strangers    *refusals // who have not proved who they are
 	shutOut      *refusals // who have, and have no access

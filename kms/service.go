@@ -24,7 +24,7 @@ func (h Home) newServer(s *store, t kmipwire.Timeouts) (*server, error) {
 	}
 	srv.timeouts = t
 	if srv.certificates, err = h.certificates(srv.clients.admit); err != nil {
-		return nil, errors.Join(err, srv.audit.close())
+		return nil, errors.Join(err, srv.audit.Close())
 	}
 	return srv, nil
 }
@@ -55,7 +55,7 @@ func (s *server) note(e auditEntry) {
 // close closes audit log and store.
 func (s *server) close() error {
 	s.countRefusals()
-	return errors.Join(s.mark(), s.audit.close(), s.engine.store.close())
+	return errors.Join(s.mark(), s.audit.Close(), s.engine.store.close())
 }
 
 func (s *server) countRefusals() {
@@ -65,7 +65,7 @@ func (s *server) countRefusals() {
 
 // mark notes in the store how far the audit log goes.
 func (s *server) mark() error {
-	head, err := s.audit.settle()
+	head, err := s.audit.Sync()
 	if err != nil || head == s.marked {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/browse"
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -60,7 +61,7 @@ var codes = []struct {
 	{vmx.ErrVersion, exitTampered},
 	{vmx.ErrSyntax, exitTampered},
 	{agent.ErrDescriptor, exitTampered},
-	{kms.ErrAudit, exitTampered},
+	{audit.ErrChanged, exitTampered},
 	{dek.ErrWrongKEK, exitKey},
 	{agent.ErrAlias, exitKey},
 	{kek.ErrNotFound, exitKey},

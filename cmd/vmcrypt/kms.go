@@ -12,11 +12,11 @@ func kmsCommand() *cli.Command {
 		},
 		HideHelpCommand: true,
 		OnUsageError:    onUsageError,
-		Action:          unknownKMSCommand,
+		Action:          unknownSubcommand,
 	}
 }
 
-func unknownKMSCommand(c *cli.Context) error {
+func unknownSubcommand(c *cli.Context) error {
 	if c.NArg() == 0 {
 		return cli.ShowSubcommandHelp(c)
 	}

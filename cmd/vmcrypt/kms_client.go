@@ -22,7 +22,7 @@ func kmsClientCommand() *cli.Command {
 		},
 		HideHelpCommand: true,
 		OnUsageError:    onUsageError,
-		Action:          unknownKMSCommand,
+		Action:          unknownSubcommand,
 	}
 }
 

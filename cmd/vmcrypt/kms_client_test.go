@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vmcrypt/vmcrypt/kms"
+	"github.com/vmcrypt/vmcrypt/internal/audit"
 )
 
 type clientReport struct {
@@ -82,7 +82,7 @@ func TestAuditCommand(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
 	h.ok("encrypt", path, "--output", path+".enc")
-	r := parseJSON[kms.AuditReport](t, h.ok("kms", "audit", "verify", "--json"))
+	r := parseJSON[audit.Report](t, h.ok("kms", "audit", "verify", "--json"))
 	if r.Entries == 0 || r.First != 1 || len(r.Hash) != 64 || len(r.Problems) != 0 {
 		t.Errorf("%+v", r)
 	}

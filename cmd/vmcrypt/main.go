@@ -75,7 +75,7 @@ func newApp() *cli.App {
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
-			lsCommand(), catCommand(), benchCommand(), kmsCommand(), diskServerCommand(),
+			lsCommand(), catCommand(), benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,

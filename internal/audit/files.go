@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,10 +17,9 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/durable"
 )
 
-const (
-	fileName      = "audit.log" // that is appended to
-	formerPattern = "audit-????????????????????.log"
-)
+const fileName = "audit.log" // that is appended to
+
+var formerPattern = "audit-" + strings.Repeat("[0-9]", 20) + ".log"
 
 // formerName is the name of a file that ends with that entry. Names are in the
 // order of the entries.
