@@ -22,12 +22,14 @@ const module = "github.com/vmcrypt/vmcrypt"
 // imported by tests alone. A new package needs a line here.
 var mayImport = map[string][]string{
 	"agent": {"blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/durable",
-		"internal/secret", "kek", "vmx"},
+		"internal/secret", "kek", "nbd", "vmx", "agent/diskserver"},
+	"agent/api":                  {},
+	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable"},
 	"agent/diskserver":           {"blockcrypt", "dek", "image", "internal/secret", "nbd", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
 	"browse":                     {"image"},
-	"cmd/vmcrypt":                {"agent", "agent/diskserver", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/audit", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
+	"cmd/vmcrypt":                {"agent", "agent/api", "agent/daemon", "agent/diskserver", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/audit", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
 	"dek":                        {"internal/secret"},
 	"image":                      {},
 	"internal/audit":             {"internal/durable"},

@@ -20,7 +20,7 @@ type UnlockOptions struct {
 	ReadOnly   bool
 	Directory  string // for the sockets, as in diskserver.Start
 	SocketUser diskserver.User
-	Command    func() *exec.Cmd // a "vmcrypt disk-server"
+	Command    *exec.Cmd // a "vmcrypt disk-server"
 	// Release hears which keys are about to leave this process. An error keeps them.
 	Release func([]Release) error
 }
@@ -123,7 +123,7 @@ func (u *unlocking) launch(ctx context.Context) error {
 	if err := u.Release(u.releases()); err != nil {
 		return err
 	}
-	return diskserver.Launch(ctx, u.Command(), u.start())
+	return diskserver.Launch(ctx, u.Command, u.start())
 }
 
 func (u *unlocking) unwrap(ctx context.Context, d Disk, f *image.File) error {
@@ -190,4 +190,3 @@ func (t *Target) VM() diskserver.VM {
 	vm.UUID, _ = t.file.Get("uuid.bios")
 	return vm
 }
-

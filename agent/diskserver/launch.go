@@ -65,7 +65,10 @@ func newLaunch(cmd *exec.Cmd, s *Start) (l *launch, err error) {
 		l.theirs = append(l.theirs, file)
 	}
 	cmd.ExtraFiles = l.theirs
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setsid = true
 	return l, nil
 }
 

@@ -22,20 +22,21 @@ import (
 // manager.
 type environment struct {
 	config *config.Config
+	paths  config.Paths
 	home   kms.Home
 	engine blockcrypt.Engine
 }
 
 func newEnvironment(c *cli.Context) (*environment, error) {
-	home, file, err := locate(c)
+	home, paths, err := locate(c)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config.Load(file)
+	cfg, err := config.Load(paths.File)
 	if err != nil {
 		return nil, err
 	}
-	return &environment{config: cfg, home: home, engine: chooseEngine(cfg)}, nil
+	return &environment{config: cfg, paths: paths, home: home, engine: chooseEngine(cfg)}, nil
 }
 
 // chooseEngine warns where a faster engine does not work: all the same, this host
@@ -51,14 +52,14 @@ func chooseEngine(cfg *config.Config) blockcrypt.Engine {
 	return engine
 }
 
-// locate finds the key manager's home and the configuration file.
-func locate(c *cli.Context) (kms.Home, string, error) {
+// locate finds the key manager's home, and where vmcrypt's other things are.
+func locate(c *cli.Context) (kms.Home, config.Paths, error) {
 	p, err := config.Locate(c.String("config"))
 	if err != nil {
-		return kms.Home{}, "", err
+		return kms.Home{}, config.Paths{}, err
 	}
 	ask := &rootPassphrase{c: c}
-	return kms.Home{Config: p.File, Dir: filepath.Join(p.State, "kms"), Passphrase: ask.get}, p.File, nil
+	return kms.Home{Config: p.File, Dir: filepath.Join(p.State, "kms"), Passphrase: ask.get}, p, nil
 }
 
 // host is the agent's view of this machine.

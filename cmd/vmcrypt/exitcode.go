@@ -10,6 +10,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/agent/daemon"
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/browse"
@@ -54,6 +56,8 @@ var codes = []struct {
 	{agent.ErrUnfinished, exitUnfinished},
 	{agent.ErrNode, exitUsage},
 	{agent.ErrFormat, exitUsage},
+	{daemon.ErrRequest, exitUsage},
+	{daemon.ErrAmbiguous, exitUsage},
 	{browse.ErrPath, exitUsage},
 	{dek.ErrTampered, exitTampered},
 	{dek.ErrVersion, exitTampered},
@@ -75,6 +79,9 @@ var codes = []struct {
 func exitCode(err error) int {
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return exitUsage
+	}
+	if told := (*api.Error)(nil); errors.As(err, &told) {
+		return told.ExitCode
 	}
 	for _, c := range codes {
 		if errors.Is(err, c.err) {
@@ -108,6 +115,11 @@ var hints = []struct {
 	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
 	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},
+	{agent.ErrOutside, "the agent opens VMs only in the datastores that its configuration names, and follows no symbolic link there"},
+	{api.ErrNoAgent, "\"vmcrypt agent\" runs the agent; --socket names another one's socket"},
+	{daemon.ErrDenied, "let the administrator add this user to the group, and log in again"},
+	{daemon.ErrUnknownVM, "\"vmcrypt list\" shows which VMs there are; a path names a VM, too"},
+	{daemon.ErrRunning, "\"vmcrypt list\" asks the one that runs"},
 	{kms.ErrClientExists, "to give it another certificate for the same keys, add --replace"},
 	{errLost, "\"vmcrypt kms restore\" brings the key manager back from a backup; nothing else can"},
 	{kek.ErrUnavailable, "\"vmcrypt kms status\" shows which key managers answer"},
@@ -144,6 +156,9 @@ func hint(err error) string {
 	_ = errors.As(err, &f) // what is no command's has no flags
 	if u := (*agent.Unfinished)(nil); errors.As(err, &u) {
 		return unfinishedHint(u, f)
+	}
+	if told := (*api.Error)(nil); errors.As(err, &told) {
+		return told.Hint
 	}
 	if f.copies && errors.Is(err, syscall.ENOSPC) {
 		return "make room or choose another --output; nothing was left behind"

@@ -75,7 +75,8 @@ func newApp() *cli.App {
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
-			lsCommand(), catCommand(), benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(),
+			lsCommand(), catCommand(), serveCommand(), agentCommand(), unlockCommand(), lockCommand(), listCommand(),
+			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,

@@ -54,9 +54,9 @@ func keeping(c *cli.Context) (kms.Home, string, error) {
 	if err != nil {
 		return kms.Home{}, "", err
 	}
-	home, file, err := locate(c)
+	home, paths, err := locate(c)
 	home.RootKey = form
-	return home, file, err
+	return home, paths.File, err
 }
 
 // warnOfBareRootKey says so once where it is.

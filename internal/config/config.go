@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"unicode"
@@ -34,7 +35,8 @@ type Config struct {
 	Engine string `yaml:"engine"`
 	// Aliases maps each alias, as it stands in descriptors, to its key managers.
 	Aliases map[string]kek.Config `yaml:"aliases"`
-	// Datastores are the folders that the agent may open disks and descriptors in.
+	// Datastores are the folders that the agent may open disks and descriptors in. It
+	// goes nowhere else, and follows no symbolic link below them.
 	Datastores []string `yaml:"datastores"`
 	// Agent configures the host agent.
 	Agent Agent `yaml:"agent"`
@@ -45,8 +47,27 @@ const EngineAuto = "auto"
 
 // Agent is the part of the configuration that the host agent reads.
 type Agent struct {
-	// Socket is the path of the agent's API socket.
+	// Socket is the path of the agent's API socket. The sockets of the disks that it
+	// serves are below vms in the same folder. The default is /run/vmcrypt/agent.sock
+	// for root, and agent.sock in vmcrypt's runtime folder for others.
 	Socket string `yaml:"socket"`
+	// QEMUUser is the user that QEMU runs as, by name or number, who gets the sockets
+	// of the disks. The default is libvirt-qemu, or qemu, if there is such a user, and
+	// else the agent's own.
+	QEMUUser string `yaml:"qemuUser"`
+	// Groups are the unix groups whose members may use the agent, besides root.
+	Groups Groups `yaml:"groups"`
+}
+
+// Groups are names of unix groups.
+type Groups struct {
+	// View may see which VMs there are. The default is vmcrypt-view.
+	View string `yaml:"view"`
+	// Operate may also unlock and lock them. The default is vmcrypt-operate.
+	Operate string `yaml:"operate"`
+	// Admin may see what View sees, and is for what issues keys. The default is
+	// vmcrypt-admin.
+	Admin string `yaml:"admin"`
 }
 
 // Load reads the configuration at path. Relative paths in it are taken from the
@@ -56,7 +77,10 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Config{Engine: EngineAuto}
+	c := &Config{
+		Engine: EngineAuto,
+		Agent:  Agent{Groups: Groups{View: "vmcrypt-view", Operate: "vmcrypt-operate", Admin: "vmcrypt-admin"}},
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
@@ -66,7 +90,7 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("%s: more than one YAML document", path)
 	}
 	if err := c.check(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s:%d: %w", path, err.line(data), err)
 	}
 	c.resolve(filepath.Dir(path))
 	return c, nil
@@ -107,21 +131,58 @@ func (c *Config) AliasNames() []string {
 	return names
 }
 
-func (c *Config) check() error {
+// keyError is what is wrong with the value of a key, which others lead to.
+type keyError struct {
+	keys []string
+	text string
+}
+
+func wrong(text string, keys ...string) *keyError { return &keyError{keys, text} }
+
+func (e *keyError) Error() string { return strings.Join(e.keys, ": ") + ": " + e.text }
+
+// line is where the key, or the last that is there of those that lead to it, stands in
+// a configuration that could be decoded.
+func (e *keyError) line(data []byte) int {
+	var document yaml.Node
+	if err := yaml.Unmarshal(data, &document); err != nil || len(document.Content) == 0 {
+		return 1
+	}
+	node, line := document.Content[0], 1
+	for _, key := range e.keys {
+		i := slices.IndexFunc(node.Content, func(n *yaml.Node) bool { return n.Value == key })
+		if i < 0 || i+1 >= len(node.Content) {
+			break
+		}
+		line, node = node.Content[i].Line, node.Content[i+1]
+	}
+	return line
+}
+
+func (c *Config) check() *keyError {
 	if c.Engine != EngineAuto && c.Engine != "crypto-aes" {
-		return fmt.Errorf("engine: %q is neither auto nor crypto-aes", c.Engine)
+		return wrong(fmt.Sprintf("%q is neither auto nor crypto-aes", c.Engine), "engine")
 	}
 	if c.DefaultAlias != "" {
 		if _, ok := c.Aliases[c.DefaultAlias]; !ok {
-			return fmt.Errorf("defaultAlias: %q is not among the aliases", c.DefaultAlias)
+			return wrong(fmt.Sprintf("%q is not among the aliases", c.DefaultAlias), "defaultAlias")
 		}
 	}
 	for _, name := range c.AliasNames() {
 		if !isAlias(name) {
-			return fmt.Errorf("aliases: %q: an alias is 1 to 256 bytes of printable text", name)
+			return wrong("an alias is 1 to 256 bytes of printable text", "aliases", name)
 		}
 		if len(c.Aliases[name].Servers) == 0 {
-			return fmt.Errorf("aliases: %s: servers: name at least one key manager", name)
+			return wrong("name at least one key manager", "aliases", name, "servers")
+		}
+	}
+	return c.checkDatastores()
+}
+
+func (c *Config) checkDatastores() *keyError {
+	for _, folder := range c.Datastores {
+		if clean := filepath.Clean(folder); folder == "" || clean == "/" {
+			return wrong(fmt.Sprintf("%q would let the agent open any file: name a folder for VMs", folder), "datastores")
 		}
 	}
 	return nil
@@ -134,6 +195,15 @@ func isAlias(name string) bool {
 }
 
 func (c *Config) resolve(dir string) {
+	for i, folder := range c.Datastores {
+		if !filepath.IsAbs(folder) {
+			folder = filepath.Join(dir, folder)
+		}
+		c.Datastores[i] = filepath.Clean(folder)
+	}
+	if c.Agent.Socket != "" && !filepath.IsAbs(c.Agent.Socket) {
+		c.Agent.Socket = filepath.Join(dir, c.Agent.Socket)
+	}
 	for name, k := range c.Aliases {
 		for _, p := range []*string{&k.ClientCert, &k.ClientKey, &k.CA} {
 			if *p != "" && !filepath.IsAbs(*p) {

@@ -10,6 +10,7 @@ import (
 type Paths struct {
 	File  string // the configuration file
 	State string // the folder for what vmcrypt itself writes
+	Run   string // the folder for sockets
 }
 
 // Locate finds the configuration and state of this user: below VMCRYPT_HOME
@@ -27,23 +28,33 @@ func Locate(file string) (Paths, error) {
 	if p.File, err = filepath.Abs(p.File); err != nil {
 		return Paths{}, err
 	}
+	if p.Run, err = filepath.Abs(p.Run); err != nil {
+		return Paths{}, err
+	}
 	p.State, err = filepath.Abs(p.State)
 	return p, err
 }
 
 func defaults() (Paths, error) {
 	if home := os.Getenv("VMCRYPT_HOME"); home != "" {
-		return Paths{File: filepath.Join(home, "config.yaml"), State: home}, nil
+		return Paths{File: filepath.Join(home, "config.yaml"), State: home, Run: filepath.Join(home, "run")}, nil
 	}
 	if os.Geteuid() == 0 {
-		return Paths{File: "/etc/vmcrypt/config.yaml", State: "/var/lib/vmcrypt"}, nil
+		return Paths{File: "/etc/vmcrypt/config.yaml", State: "/var/lib/vmcrypt", Run: "/run/vmcrypt"}, nil
 	}
 	conf, err := xdg("XDG_CONFIG_HOME", ".config")
 	if err != nil {
 		return Paths{}, err
 	}
 	state, err := xdg("XDG_DATA_HOME", ".local/share")
-	return Paths{File: filepath.Join(conf, "config.yaml"), State: state}, err
+	if err != nil {
+		return Paths{}, err
+	}
+	run := filepath.Join(state, "run")
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		run = filepath.Join(dir, "vmcrypt")
+	}
+	return Paths{File: filepath.Join(conf, "config.yaml"), State: state, Run: run}, nil
 }
 
 // xdg is vmcrypt's folder below the one that a variable names or, as the

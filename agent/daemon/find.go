@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/agent/api"
+)
+
+var (
+	// ErrUnknownVM is the error for a name that no VM has.
+	ErrUnknownVM = errors.New("unknown VM")
+	// ErrAmbiguous is the error for a name that several VMs have.
+	ErrAmbiguous = errors.New("several VMs have this name")
+)
+
+// list gives all VMs with encrypted disks.
+func (d *daemon) list(ctx context.Context) (*api.List, error) {
+	found := map[string]api.VM{}
+	for _, root := range d.Datastores {
+		d.scan(ctx, root, found)
+	}
+	unlocked, err := d.unlockedVMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, vm := range unlocked {
+		found[vm.Descriptor] = vm
+	}
+	list := &api.List{VMs: []api.VM{}}
+	for _, vm := range found {
+		list.VMs = append(list.VMs, vm)
+	}
+	slices.SortFunc(list.VMs, func(a, b api.VM) int { return strings.Compare(a.Descriptor, b.Descriptor) })
+	return list, ctx.Err()
+}
+
+// askedAtOnce is how many disk servers are asked for their status at a time.
+const askedAtOnce = 32
+
+func (d *daemon) unlockedVMs(ctx context.Context) ([]api.VM, error) {
+	machines := d.wanted()
+	vms := make([]api.VM, len(machines))
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, m := range machines {
+		asking.Go(func() error {
+			vms[i] = m.status(ctx)
+			return nil
+		})
+	}
+	return vms, asking.Wait()
+}
+
+// scan adds the VMs of a datastore as far as they can be read. It follows no symbolic
+// link, and looks at no more than so many files.
+func (d *daemon) scan(ctx context.Context, root string, found map[string]api.VM) {
+	folder, err := os.OpenRoot(root)
+	if err != nil {
+		slog.Warn("a datastore can't be read", "error", err)
+		return
+	}
+	defer folder.Close()
+	left := maxFiles
+	err = fs.WalkDir(folder.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+		switch left--; {
+		case ctx.Err() != nil || left < 0:
+			return fs.SkipAll
+		case err != nil && entry != nil && entry.IsDir():
+			return fs.SkipDir // perhaps it has just been removed
+		case err != nil:
+			return nil
+		case entry.Type().IsRegular() && strings.EqualFold(filepath.Ext(name), ".vmx"):
+			d.look(filepath.Join(root, name), found)
+		}
+		return nil
+	})
+	if err != nil || left < 0 {
+		slog.Warn("a datastore was not read to its end", "datastore", root, "limit", maxFiles, "error", err)
+	}
+}
+
+// maxFiles bounds how many files and folders of a datastore are looked at.
+const maxFiles = 200_000
+
+// look adds the VM of a descriptor if it has encrypted disks.
+func (d *daemon) look(path string, found map[string]api.VM) {
+	t, err := agent.OpenBeneath(d.Datastores, imageOf(path))
+	if err != nil {
+		name := filepath.Base(path)
+		found[path] = api.VM{Name: name, Descriptor: path, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error()}
+		return
+	}
+	if !t.Plain() {
+		found[path] = lockedVM(t)
+	}
+}
+
+// imageOf gives the path of the bare image that a descriptor belongs to by its name,
+// or else the descriptor's own.
+func imageOf(descriptor string) string {
+	image := strings.TrimSuffix(descriptor, ".vmx")
+	if filepath.Ext(image) == "" {
+		return descriptor
+	}
+	if info, err := os.Lstat(image); err != nil || !info.Mode().IsRegular() {
+		return descriptor
+	}
+	return image
+}
+
+func lockedVM(t *agent.Target) api.VM {
+	vm := t.VM()
+	out := api.VM{Name: vm.Name, UUID: vm.UUID, Descriptor: vm.Descriptor, State: api.Locked, Disks: []api.Disk{}}
+	for _, disk := range t.Disks {
+		if disk.Record == nil {
+			continue
+		}
+		out.Disks = append(out.Disks, api.Disk{Node: disk.Node})
+		if disk.Record.Unfinished() {
+			out.Problem = fmt.Sprintf("disk %s is %s: that has to be finished first", disk.Node, disk.Record.State)
+		}
+	}
+	return out
+}
+
+// find gives the path that a client means: one of a descriptor or an image.
+func (d *daemon) find(ctx context.Context, vm string) (string, error) {
+	switch {
+	case vm == "":
+		return "", fmt.Errorf("%w: name a VM, or its descriptor", ErrRequest)
+	case filepath.IsAbs(vm):
+		return filepath.Clean(vm), nil
+	}
+	list, err := d.list(ctx)
+	if err != nil {
+		return "", err
+	}
+	var paths []string
+	for _, candidate := range list.VMs {
+		if candidate.Name == vm || isUUID(candidate.UUID, vm) {
+			paths = append(paths, candidate.Descriptor)
+		}
+	}
+	switch len(paths) {
+	case 0:
+		return "", fmt.Errorf("%w %q: no VM with encrypted disks has this name or UUID in %s", ErrUnknownVM, vm, strings.Join(d.Datastores, ", "))
+	case 1:
+		return imageOf(paths[0]), nil
+	}
+	return "", fmt.Errorf("%w: %s: name one of %s", ErrAmbiguous, vm, strings.Join(paths, ", "))
+}
+
+// isUUID compares UUIDs, of which descriptors have "56 4d 0b … -…" and libvirt
+// "564d0b…-…".
+func isUUID(a, b string) bool {
+	digits := func(s string) string { return strings.ToLower(strings.NewReplacer(" ", "", "-", "").Replace(s)) }
+	return len(digits(a)) == 32 && digits(a) == digits(b)
+}
