@@ -6,15 +6,22 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if dir := os.Getenv(killEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, appendForEver(dir))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -296,6 +303,62 @@ func TestLockOfFormer(t *testing.T) {
 	if err := lock(f); !errors.Is(err, ErrBusy) {
 		t.Errorf("error is %v", err)
 	}
+}
+
+// limit sets a limit of this process until undo is called.
+func limit(t *testing.T, resource int, n uint64) (undo func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(resource, &old); err != nil {
+		t.Fatal(err)
+	}
+	set := func(l unix.Rlimit) {
+		if err := unix.Setrlimit(resource, &l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(unix.Rlimit{Cur: n, Max: old.Max})
+	return func() { set(old) }
+}
+
+// TestNoRoom: an entry that fits only in part is taken back, and the log goes on
+// when there is room again.
+func TestNoRoom(t *testing.T) {
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	dir := t.TempDir()
+	l := open(t, dir, Head{})
+	l.must(t, true, noted(1))
+	before := text(t, dir)
+	undo := limit(t, unix.RLIMIT_FSIZE, uint64(l.size)+50)
+	err := l.Append(true, noted(2))
+	undo()
+	if !errors.Is(err, unix.EFBIG) || text(t, dir) != before {
+		t.Fatalf("%v, left\n%s", err, text(t, dir))
+	}
+	l.must(t, true, noted(2))
+	wantWhole(t, dir, l.Head(), 1, 2)
+}
+
+// TestRotationFails: the file was put aside, and another could not be made.
+func TestRotationFails(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, Head{})
+	l.must(t, true, noted(1))
+	l.full = 1
+	undo := limit(t, unix.RLIMIT_NOFILE, 0)
+	err := l.Append(true, noted(2))
+	undo()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Fatal(err)
+	}
+	if err := l.Append(true, noted(2)); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("error is %v", err)
+	}
+	head := l.Head()
+	_ = l.Close()
+	wantWhole(t, dir, head, 1, 1)
+	wantWhole(t, dir, appendNotes(t, dir, head, 1), 1, 2)
 }
 
 // TestFails: when an entry could not be written, the log ends before it.
