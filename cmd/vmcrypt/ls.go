@@ -65,7 +65,7 @@ func oneNode(c *cli.Context) (string, error) {
 	case 1:
 		return nodes[0], nil
 	}
-	return "", usageError{fmt.Errorf("%s looks at one disk: name one --disk", c.Command.HelpName)}
+	return "", usageError{fmt.Errorf("%s takes one disk: name one --disk", c.Command.HelpName)}
 }
 
 func ls(c *cli.Context) error {
