@@ -43,6 +43,7 @@ demo:
 test: export VMCRYPT_TEST_REQUIRE_TOOLS := 1
 test:
 	scripts/setup.sh
+	[ "$$(go env GOARCH)" != amd64 ] || scripts/guest.sh >/dev/null
 	go vet ./...
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m $(RACE)
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run Scenarios ./blockcrypt/conversion

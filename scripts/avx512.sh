@@ -16,8 +16,6 @@ tests=(
 )
 limit=600 # seconds; it takes about 60 of one core
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/vmcrypt
-guest=$cache/avx512 # vmlinuz and busybox
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
@@ -39,41 +37,6 @@ pattern() {
     local all
     all=$(printf '|^%s$' "${tests[@]//\//\$/^}")
     echo "${all:1}"
-}
-
-# download: busybox and a kernel, as packages.
-download() {
-    local kernel
-    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9]\)/\1/p')
-    [ -n "$kernel" ] && (cd "$tmp" && apt-get -q download "$kernel" busybox-static)
-}
-
-update() {
-    if [ "$(id -u)" = 0 ]; then
-        apt-get -q update
-    else
-        sudo apt-get -q update
-    fi
-}
-
-# fetch: what the guest boots is unpacked, not installed: a kernel would become
-# this machine's own, and busybox-static replace its busybox. The package lists
-# may be too old to find them.
-fetch() {
-    local package new
-    download >"$tmp/apt.log" 2>&1 || { update && download; } >>"$tmp/apt.log" 2>&1 || {
-        cat "$tmp/apt.log" >&2
-        die "apt-get could not download a kernel and busybox-static"
-    }
-    for package in "$tmp"/*.deb; do
-        dpkg-deb -x "$package" "$tmp/unpacked"
-    done
-    mkdir -p "$cache"
-    new=$(mktemp -d "$cache/avx512.XXXXXX")
-    cp "$tmp"/unpacked/boot/vmlinuz-* "$new/vmlinuz"
-    cp "$tmp/unpacked/bin/busybox" "$new/busybox"
-    rm -rf "$guest"
-    mv -T "$new" "$guest"
 }
 
 # filesystem: the guest's. Its second serial port takes what the tests print.
@@ -172,7 +135,7 @@ if covered; then
     exit
 fi
 scripts/setup.sh bochs bochs-term bochsbios vgabios cpio isolinux syslinux-common xorriso
-[ -e "$guest" ] || fetch
+guest=$(scripts/guest.sh) # the folder of vmlinuz and busybox
 # The garbage collector that uses AVX-512 itself trips over a fault of Bochs 2.7.
 CGO_ENABLED=0 GOEXPERIMENT=nogreenteagc go test -c -o "$tmp/blockcrypt.test" ./blockcrypt
 filesystem
