@@ -47,7 +47,7 @@ const (
 	// MaxEntry bounds an entry as JSON, in bytes.
 	MaxEntry = maxLine - 256
 	// maxLine bounds a line, in bytes: an entry and what stands before it.
-	maxLine = 16 << 10
+	maxLine = 256 << 10
 	// maxUnsynced bounds what an interruption can leave half written, in bytes.
 	maxUnsynced = 4 << 20
 	// fullSize is the size, in bytes, from which on a file gets its final name and
