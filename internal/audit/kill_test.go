@@ -45,7 +45,7 @@ func appendForEver(dir string) error {
 func TestKill(t *testing.T) {
 	rounds := 8
 	if os.Getenv("VMCRYPT_TEST_LONG") == "1" {
-		rounds = 200
+		rounds = 50
 	}
 	dir, acknowledged := t.TempDir(), 0
 	for range rounds {
