@@ -26,7 +26,7 @@ FUZZTIME := 2m
 # Packages with goroutines of their own, or that hand memory to the kernel.
 RACE := ./blockcrypt ./image ./internal/audit ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms ./nbd
 
-.PHONY: help build demo test crash crash-full lint generate fuzz bench
+.PHONY: help build demo test crash crash-full lint generate fuzz bench bench-nbd
 
 help:
 	@sed -n '/^[^#]/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -82,3 +82,7 @@ bench: export PATH := $(PATH):/usr/sbin
 bench: build
 	scripts/setup.sh cryptsetup-bin gcc libc6-dev libssl-dev qemu-utils
 	go run ./internal/performance $(SECTION)
+
+bench-nbd: build
+	scripts/setup.sh fio nbdkit qemu-utils util-linux
+	go run ./internal/performance nbd

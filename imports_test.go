@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/durable":           {},
 	"internal/kmipwire":          {},
 	"internal/measure":           {},
-	"internal/performance":       {"blockcrypt", "image", "internal/ceiling", "internal/measure"},
+	"internal/performance":       {"agent/api", "blockcrypt", "image", "internal/ceiling", "internal/config", "internal/kmipwire", "internal/measure", "nbd"},
 	"internal/pykmip":            {"internal/testtool"},
 	"internal/registers":         {},
 	"internal/secret":            {},

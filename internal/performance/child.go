@@ -31,6 +31,8 @@ func child(what, from, to string) error {
 		return encryptFile(from, to)
 	case "touch":
 		return touch(from)
+	case "serve":
+		return serve(from, to)
 	}
 	return fmt.Errorf("a child can't %s", what)
 }

@@ -44,11 +44,20 @@ func resultTable(title string, order []string, results map[string][]result) tabl
 
 // atMost is the row of a target: what, is, at most, met.
 func atMost(what string, is, limit float64) []string {
-	met := "yes"
-	if is > limit {
-		met = "**no**"
+	return verdict(what, is, limit, is <= limit)
+}
+
+// atLeast is likewise for what should be large.
+func atLeast(what string, is, limit float64) []string {
+	return verdict(what, is, limit, is >= limit)
+}
+
+func verdict(what string, is, limit float64, met bool) []string {
+	answer := "yes"
+	if !met {
+		answer = "**no**"
 	}
-	return []string{what, fmt.Sprintf("%.2f", is), fmt.Sprintf("%.2f", limit), met}
+	return []string{what, fmt.Sprintf("%.2f", is), fmt.Sprintf("%.2f", limit), answer}
 }
 
 // rewrite replaces what stands between the marks of a section in the document.

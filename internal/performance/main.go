@@ -32,6 +32,8 @@ var sections = []section{
 	{"kernels", []string{"gcc"}, measureKernels},
 	{"files", []string{"qemu-img", "cp", "sync"}, measureFiles},
 	{"inplace", []string{"cryptsetup", "cp", "sync", "truncate"}, measureInPlace},
+	{"nbd", []string{"fio", "nbdkit", "qemu-nbd", "qemu-img", "taskset", "truncate"}, measureNBD},
+	{"unlock", nil, measureUnlock},
 }
 
 // document is what the results are written to.
