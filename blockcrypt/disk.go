@@ -172,15 +172,24 @@ func (d *Disk) writePiece(p []byte, off int64) error {
 	piece := pieces.Get().(*[pieceSize]byte)
 	defer pieces.Put(piece)
 	sectors := piece[:end-start]
-	if err := d.readEdges(sectors, start, off, off+int64(len(p))); err != nil {
-		return err
-	}
-	copy(sectors[off-start:], p)
-	if err := d.cipher.Encrypt(sectors, sectors, start); err != nil {
+	if err := d.encryptPiece(sectors, start, p, off); err != nil {
 		return err
 	}
 	_, err = d.storage.WriteAt(sectors, start)
 	return err
+}
+
+// encryptPiece fills sectors, which begin at start, with what they are to hold once p
+// is written at off.
+func (d *Disk) encryptPiece(sectors []byte, start int64, p []byte, off int64) error {
+	if len(p) == len(sectors) {
+		return d.cipher.Encrypt(sectors, p, start)
+	}
+	if err := d.readEdges(sectors, start, off, off+int64(len(p))); err != nil {
+		return err
+	}
+	copy(sectors[off-start:], p)
+	return d.cipher.Encrypt(sectors, sectors, start)
 }
 
 // readEdges reads the first and the last of sectors, which begin at start, unless
