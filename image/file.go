@@ -54,6 +54,9 @@ type File struct {
 	sync     func() error // file.Sync, or what a test puts in its place
 	flush    sync.Mutex
 	flushErr error // of the first flush that failed
+
+	ringOnce sync.Once
+	ring     *ring // nil but for OpenBackground
 }
 
 // FormatOf guesses the format of the disk at path from its name alone. The
@@ -144,8 +147,14 @@ func (f *File) Beyond() int64 { return f.beyond }
 // Size is the size of the disk in bytes.
 func (f *File) Size() int64 { return f.size }
 
-// Close releases the disk and its lock. It does not flush.
-func (f *File) Close() error { return f.file.Close() }
+// Close releases the disk and its lock, once BeginReads has read. It does not flush.
+func (f *File) Close() error {
+	f.ringOnce.Do(func() {}) // there won't be one any more
+	if f.ring != nil {
+		f.ring.close()
+	}
+	return f.file.Close()
+}
 
 // within reports an error unless length bytes at offset lie on the disk.
 func (f *File) within(offset, length int64) error {

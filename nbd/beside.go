@@ -24,6 +24,7 @@ func (c *conn) giveAway(r request) error {
 		return nil
 	default:
 	}
+	c.beginReads()
 	if err := c.flush(); err != nil {
 		return err
 	}
@@ -114,6 +115,7 @@ func (c *conn) readWhole(r request, buf []byte) error {
 	if err := c.readPiece(r, n, buf); err != nil {
 		return c.sendVerdict(r, c.export.failed("read", r, err), buf)
 	}
+	defer c.sendReady() // what became ready meanwhile
 	c.send.Lock()
 	defer c.send.Unlock()
 	putSimple(buf[headroom-simpleSize:], r, 0)

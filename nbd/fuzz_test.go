@@ -17,6 +17,8 @@ func (s *script) Read(p []byte) (int, error) { return s.Reader.Read(p) }
 
 func (s *script) Close() error { return nil }
 
+func (s *script) writeNow(p [][]byte) ([][]byte, error) { return p, nil }
+
 func (s *script) stop() {}
 
 func (s *script) abort() {}

@@ -34,7 +34,8 @@ type Export struct {
 	// Description is for people, under the same limits; it may be empty.
 	Description string
 	// Disk stays the caller's, who must not close it while it is served. Reads
-	// from an image.NoWaitReader are much faster.
+	// from an image.NoWaitReader are much faster, and those of what is not in memory
+	// from an image.BackgroundReader, which New opens as such.
 	Disk image.Disk
 	// ReadOnly refuses all that would change the disk.
 	ReadOnly bool
@@ -61,12 +62,13 @@ type Server struct {
 // export is an Export being served.
 type export struct {
 	Export
-	size    uint64
-	noWait  image.NoWaitReader // nil if the disk has no such thing
-	read    atomic.Uint64
-	written atomic.Uint64
-	open    atomic.Int64 // connections
-	trouble trouble
+	size       uint64
+	noWait     image.NoWaitReader     // nil if the disk has no such thing
+	background image.BackgroundReader // likewise
+	read       atomic.Uint64
+	written    atomic.Uint64
+	open       atomic.Int64 // connections
+	trouble    trouble
 }
 
 const (
@@ -108,7 +110,15 @@ func (s *Server) add(e Export) error {
 		return errors.New("the name is taken")
 	}
 	noWait, _ := e.Disk.(image.NoWaitReader)
-	s.exports = append(s.exports, &export{Export: e, size: uint64(e.Disk.Size()), noWait: noWait})
+	s.exports = append(s.exports, &export{Export: e, size: uint64(e.Disk.Size()), noWait: noWait, background: backgroundOf(e.Disk)})
+	return nil
+}
+
+// backgroundOf gives what reads in the background, nil if the disk can't.
+func backgroundOf(disk image.Disk) image.BackgroundReader {
+	if b, ok := disk.(image.BackgroundReader); ok && b.OpenBackground() {
+		return b
+	}
 	return nil
 }
 

@@ -15,6 +15,9 @@ import (
 // writes.
 type stream interface {
 	io.ReadWriteCloser // Close only once nobody reads or writes
+	// writeNow writes what can be written without waiting, and gives the rest. There
+	// are 1024 parts at most (UIO_MAXIOV of the kernel).
+	writeNow(p [][]byte) (rest [][]byte, err error)
 	// stop lets Read end with an error once what has arrived is read.
 	stop()
 	// abort lets Read and Write fail at once.
@@ -96,6 +99,32 @@ func (s *socket) Write(p []byte) (int, error) {
 	return done, nil
 }
 
+func (s *socket) writeNow(p [][]byte) ([][]byte, error) {
+	for len(p) > 0 {
+		n, err := unix.SendmsgBuffers(s.fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch {
+		case err == unix.EAGAIN:
+			return p, nil
+		case err != nil && err != unix.EINTR:
+			return nil, fmt.Errorf("send: %w", err)
+		}
+		p = without(p, max(n, 0))
+	}
+	return nil, nil
+}
+
+// without is p, which is changed, less its first n bytes.
+func without(p [][]byte, n int) [][]byte {
+	for len(p) > 0 && n >= len(p[0]) {
+		n -= len(p[0])
+		p = p[1:]
+	}
+	if n > 0 {
+		p[0] = p[0][n:]
+	}
+	return p
+}
+
 func (s *socket) stop() { s.shutdown(unix.SHUT_RD) }
 
 func (s *socket) abort() { s.shutdown(unix.SHUT_RDWR) }
@@ -119,6 +148,8 @@ func (s *socket) Close() error {
 
 // plainStream is a stream over what is no socket.
 type plainStream struct{ net.Conn }
+
+func (s plainStream) writeNow(p [][]byte) ([][]byte, error) { return p, nil }
 
 func (s plainStream) stop() { _ = s.SetReadDeadline(time.Unix(1, 0)) } // fails for a closed one
 

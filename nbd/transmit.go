@@ -21,13 +21,17 @@ type conn struct {
 	first      int // where out begins, so that data after a header are aligned
 	pending    int // bytes in out that are not sent
 
-	send   sync.Mutex     // held by whoever sends
-	beside sync.WaitGroup // requests that others do
+	missed, skip int // see readNoWait
+
+	send       sync.Mutex     // held by whoever sends, see sendNow
+	beside     sync.WaitGroup // requests that others do
+	background background
 }
 
 // newConn makes a connection with buffers of its own.
 func newConn(s session, st stream, spare chan *buffer, in, out *buffer) (*conn, error) {
 	c := &conn{session: s, stream: st, spare: spare, first: headroom - s.dataHead()}
+	c.background.disk = s.export.background
 	var err error
 	if c.in, err = in.get(pieceSize); err != nil {
 		return nil, err
@@ -58,7 +62,9 @@ func (c *conn) transmit() error {
 
 // finish waits for the requests under way and sends what is left.
 func (c *conn) finish() error {
+	c.beginReads()
 	c.beside.Wait()
+	c.background.mem.release()
 	return c.flush()
 }
 
@@ -80,10 +86,11 @@ func (c *conn) handle(r request) error {
 	return c.giveAway(r)
 }
 
-// fill waits until n bytes have arrived, at most a piece. The replies to what
-// came before are sent first.
+// fill waits until n bytes have arrived, at most a piece. What came before is begun,
+// and the replies to it are sent, first.
 func (c *conn) fill(n int) error {
 	for c.end-c.begin < n {
+		c.beginReads()
 		if err := c.flush(); err != nil {
 			return err
 		}
@@ -120,10 +127,12 @@ func (c *conn) flush() error {
 	return c.sendNow(c.out[c.first:][:n])
 }
 
+// sendNow sends p, and what became ready to be sent meanwhile.
 func (c *conn) sendNow(p []byte) error {
 	c.send.Lock()
-	defer c.send.Unlock()
 	_, err := c.stream.Write(p)
+	c.send.Unlock()
+	c.sendReady()
 	return err
 }
 
@@ -149,8 +158,8 @@ func (c *conn) read(r request) error {
 		if err != nil {
 			return err
 		}
-		if c.export.noWait == nil || !c.export.noWait.ReadAtNoWait(p[c.dataHead():], int64(r.offset)) {
-			return c.giveAway(r)
+		if !c.readNoWait(p[c.dataHead():], r) {
+			return c.readBackground(r)
 		}
 		c.putData(p, r, n, r.doneAfter(n))
 		c.pending += len(p)
@@ -159,6 +168,28 @@ func (c *conn) read(r request) error {
 	}
 	return nil
 }
+
+// readNoWait reads what is in memory. Where little is, it hardly tries: that the
+// kernel looks in vain, and may begin to read ahead, costs as much as a read.
+func (c *conn) readNoWait(p []byte, r request) bool {
+	if c.export.noWait == nil {
+		return false
+	}
+	if c.background.disk != nil && r.length <= backgroundSize && c.skip > 0 {
+		c.skip--
+		return false
+	}
+	if c.export.noWait.ReadAtNoWait(p, int64(r.offset)) {
+		c.missed = 0
+		return true
+	}
+	c.missed = min(2*c.missed+1, maxSkip)
+	c.skip = c.missed
+	return false
+}
+
+// maxSkip is for how many reads at most it is not tried after one that was in vain.
+const maxSkip = 63
 
 // doneAfter gives the flag of a chunk of n bytes.
 func (r request) doneAfter(n uint32) uint16 {
