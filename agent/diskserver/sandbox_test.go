@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,6 +64,15 @@ var attempts = map[string]func() error{
 	"tgkill": func() error { return unix.Tgkill(os.Getppid(), os.Getppid(), 0) },
 	"bpf": func() error {
 		_, _, errno := unix.RawSyscall(unix.SYS_BPF, 0, 0, 0)
+		return errno
+	},
+	"io_uring": func() error {
+		var params [120]byte // of io_uring_setup(2)
+		_, _, errno := unix.RawSyscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+		return errno
+	},
+	"io_uring_register": func() error {
+		_, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_REGISTER, 0, 0, 0, 0, 0, 0)
 		return errno
 	},
 	"fork": func() error {
