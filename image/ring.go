@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/binary"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -53,7 +54,7 @@ func openRing(f *File) *ring {
 	}
 	err := f.control(func(fd int) (err error) {
 		r.file = fd
-		r.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
+		r.event, err = unix.Eventfd(1, unix.EFD_CLOEXEC) // something for the first try
 		return err
 	})
 	if err != nil {
@@ -113,16 +114,13 @@ func (r *ring) close() {
 func (r *ring) run(made chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var err error
-	r.kernel, err = openUring(ringSize)
+	defer close(r.ended)
+	err := r.open()
 	made <- err
 	if err != nil {
 		return
 	}
-	defer close(r.ended)
-	defer unix.Close(r.event)
 	defer r.kernel.close()
-	r.await()
 	for r.submit() {
 		if err := r.kernel.enter(); err != nil && err != unix.EINTR {
 			time.Sleep(time.Millisecond) // the kernel lacks memory
@@ -130,6 +128,25 @@ func (r *ring) run(made chan<- error) {
 		r.waiting.Store(false)
 		r.reap()
 	}
+	unix.Close(r.event)
+}
+
+// open makes the queues, and tries them: with the first read of the eventfd.
+func (r *ring) open() (err error) {
+	if r.kernel, err = openUring(ringSize); err != nil {
+		return err
+	}
+	r.await()
+	err = r.kernel.enter()
+	for err == unix.EINTR {
+		err = r.kernel.enter()
+	}
+	if err != nil {
+		r.kernel.close()
+		return fmt.Errorf("io_uring_enter: %w", err)
+	}
+	r.reap()
+	return nil
 }
 
 // await has the kernel tell when somebody writes to the eventfd.

@@ -2,6 +2,7 @@ package diskserver
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -47,6 +48,24 @@ func TestConfined(t *testing.T) {
 	}
 	if session, err := unix.Getsid(cmd.Process.Pid); session != cmd.Process.Pid {
 		t.Errorf("its session is %d: %v", session, err)
+	}
+}
+
+// TestColdReads: what is not in memory is read in the sandbox, too, by the ring if
+// there is one.
+func TestColdReads(t *testing.T) {
+	m := testMachine(t)
+	m.launch(t)
+	f, err := os.Open(m.Disks[0].DataPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)); err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < testSize; at += 256 << 10 { // not sequential, which the kernel reads ahead for
+		m.qemuIO(t, m.Disks[0].Node, fmt.Sprintf("read -P 1 %d 4096", at))
 	}
 }
 
