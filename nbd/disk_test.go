@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -19,6 +20,8 @@ type memDisk struct {
 	before  func(operation string, offset int64, length int) error
 	flushes int
 	hot     bool // all of it can be read without waiting
+	// background has it read in the background, where a fifth of the reads fail.
+	background bool
 }
 
 func newMemDisk(size int) *memDisk {
@@ -57,6 +60,24 @@ func (d *memDisk) ReadAtNoWait(p []byte, offset int64) bool {
 	}
 	_, err := d.ReadAt(p, offset)
 	return err == nil
+}
+
+func (d *memDisk) OpenBackground() bool { return d.background }
+
+func (d *memDisk) BeginReads(batch []image.BackgroundRead) {
+	batch = slices.Clone(batch)
+	go func() {
+		var all []func()
+		for i, r := range batch {
+			_, err := d.ReadAt(r.P, r.Offset)
+			if after := r.Reader.ReadDone(err == nil && i%5 != 4); after != nil {
+				all = append(all, after)
+			}
+		}
+		for _, after := range all {
+			after()
+		}
+	}()
 }
 
 func (d *memDisk) WriteAt(p []byte, offset int64) (int, error) {
@@ -114,6 +135,14 @@ func (d *memDisk) flushed() int {
 func (d *memDisk) Size() int64 { return int64(len(d.data)) }
 
 func (d *memDisk) Close() error { return errors.New("the disk is not the server's") }
+
+// coldFile is a disk that has nothing in memory.
+type coldFile struct{ *image.File }
+
+func (coldFile) ReadAtNoWait([]byte, int64) bool { return false }
+
+// workersOnly hides all but the methods that a disk must have.
+type workersOnly struct{ image.Disk }
 
 // fileDisk gives a new disk in a file, all hole.
 func fileDisk(t testing.TB, size int64) *image.File {

@@ -65,7 +65,7 @@ func FuzzTransmission(f *testing.F) {
 		for _, r := range requests {
 			p = append(append(p, requestBytes(r)...), payload(r)...)
 		}
-		for _, setup := range []byte{0, 1, 3, 7} {
+		for _, setup := range []byte{0, 1, 3, 7, 16, 19} {
 			f.Add(setup, p)
 		}
 	}
@@ -80,7 +80,7 @@ func FuzzTransmission(f *testing.F) {
 	add(request{command: cmdCache, length: 1 << 20}, request{command: cmdWriteZeroes, length: 300})
 	pristine := newMemDisk(refusedSize).data
 	f.Fuzz(func(t *testing.T, setup byte, sent []byte) {
-		disk := &memDisk{data: bytes.Clone(pristine), hot: setup&4 != 0}
+		disk := &memDisk{data: bytes.Clone(pristine), hot: setup&4 != 0, background: setup&16 != 0}
 		server, err := New(Export{Disk: disk, ReadOnly: setup&8 != 0})
 		if err != nil {
 			t.Fatal(err)

@@ -55,6 +55,7 @@ func disks(t *testing.T) map[string]image.Disk {
 	return map[string]image.Disk{
 		"file":      fileDisk(t, peerSize),
 		"encrypted": encrypted(t, fileDisk(t, peerSize), blockcrypt.Preserve),
+		"cold":      encrypted(t, coldFile{fileDisk(t, peerSize)}, blockcrypt.Preserve),
 	}
 }
 

@@ -3,16 +3,20 @@ package nbd
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
-// operations is how many TestRandomOperations does on each of five disks.
+// operations is how many TestRandomOperations does on each of its disks.
 func operations() int {
 	if os.Getenv("VMCRYPT_TEST_LONG") == "1" {
 		return 10_000
@@ -28,13 +32,46 @@ func TestRandomOperations(t *testing.T) {
 	const size = 3<<20 + 512*3
 	for name, disk := range map[string]image.Disk{
 		"memory":             newMemDisk(size),
+		"memory, background": &memDisk{data: make([]byte, size), background: true},
 		"file":               fileDisk(t, size),
+		"file, cold":         coldFile{fileDisk(t, size)},
+		"file, by workers":   workersOnly{fileDisk(t, size)},
+		"encrypted, cold":    encrypted(t, coldFile{fileDisk(t, size)}, blockcrypt.Preserve),
 		"encrypted, fill":    encrypted(t, fileDisk(t, size), blockcrypt.Fill),
 		"encrypted, by 4096": encrypted(t, fileDisk(t, size/4096*4096), blockcrypt.Preserve),
 		"encrypted, by 512":  encrypted(t, fileDisk(t, size), blockcrypt.Preserve),
 	} {
 		t.Run(name, func(t *testing.T) { testRandom(t, disk) })
 	}
+}
+
+// TestRandomOperationsUncached is with one who takes the disk out of the page cache
+// all the time.
+func TestRandomOperationsUncached(t *testing.T) {
+	file := fileDisk(t, 3<<20)
+	data, err := os.Open(file.DataPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	ended, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for ; ; time.Sleep(time.Millisecond) {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			if err := errors.Join(file.Flush(), unix.Fadvise(int(data.Fd()), 0, 0, unix.FADV_DONTNEED)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	testRandom(t, encrypted(t, file, blockcrypt.Preserve))
+	close(ended)
+	<-stopped
 }
 
 func encrypted(t *testing.T, storage image.Disk, holes blockcrypt.HolePolicy) image.Disk {

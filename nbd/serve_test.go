@@ -38,8 +38,18 @@ func hold(d *memDisk, operation string) *gate {
 // TestShutdown: at the end, requests under way are finished and answered, later
 // ones are not done, and the disk is flushed last.
 func TestShutdown(t *testing.T) {
+	for operation, r := range map[string]request{
+		"discard": {command: cmdTrim, length: 4096},
+		"read":    {command: cmdRead, length: 4096},
+	} {
+		t.Run(operation, func(t *testing.T) { testShutdown(t, operation, r) })
+	}
+}
+
+func testShutdown(t *testing.T, operation string, r request) {
 	disk := newMemDisk(1 << 20)
-	g := hold(disk, "discard")
+	disk.background = true
+	g := hold(disk, operation)
 	server, err := New(Export{Disk: disk})
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +63,7 @@ func TestShutdown(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ctx, l) }()
 	c, idle, negotiating := connect(t, socket, "", true), connect(t, socket, "", false), dial(t, socket)
-	trim := c.begin(request{command: cmdTrim, length: 4096}, nil)
+	begun := c.begin(r, nil)
 	<-g.entered
 	negotiating.take(18)
 	cancel()
@@ -67,7 +77,7 @@ func TestShutdown(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(g.open)
-	if a := c.await(trim); a.errno != 0 {
+	if a := c.await(begun); a.errno != 0 {
 		t.Errorf("error %d", a.errno)
 	}
 	select {
@@ -75,7 +85,7 @@ func TestShutdown(t *testing.T) {
 	case <-time.After(hang):
 		t.Fatal("Serve does not end")
 	}
-	if err != nil || disk.flushed() != 1 || disk.content(1, 1)[0] != 0 {
+	if err != nil || disk.flushed() != 1 || (disk.content(1, 1)[0] == 0) != (r.command == cmdTrim) {
 		t.Errorf("%v, %d flushes", err, disk.flushes)
 	}
 	if _, err := net.Dial("unix", socket); err == nil {
@@ -146,9 +156,12 @@ func TestFlushAtTheEnd(t *testing.T) {
 // TestUntakenReplies: a client that takes no replies holds up neither others nor,
 // for long, the end.
 func TestUntakenReplies(t *testing.T) {
-	for _, hot := range []bool{false, true} {
+	for _, k := range []struct {
+		hot, background bool
+		length          uint32
+	}{{false, false, maxRequest}, {true, false, maxRequest}, {false, true, 4096}} {
 		disk := newMemDisk(maxRequest)
-		disk.hot = hot
+		disk.hot, disk.background = k.hot, k.background
 		server, err := New(Export{Disk: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -159,8 +172,8 @@ func TestUntakenReplies(t *testing.T) {
 			deaf := dial(t, socket)
 			deaf.hello()
 			deaf.option(optGo, append(text(""), 0, 0), repInfo, repInfo, repAck)
-			read := requestBytes(request{command: cmdRead, length: maxRequest})
-			go func() { _, _ = deaf.conn.Write(bytes.Repeat(read, 1000)) }()
+			read := requestBytes(request{command: cmdRead, length: k.length})
+			go func() { _, _ = deaf.conn.Write(bytes.Repeat(read, 10_000)) }()
 		}
 		c := connect(t, socket, "", true)
 		for range 100 {
@@ -177,15 +190,17 @@ func TestUntakenReplies(t *testing.T) {
 // TestVanishedClients: clients that go at any moment leave nothing behind.
 func TestVanishedClients(t *testing.T) {
 	disk := newMemDisk(8 << 20)
+	disk.background = true
 	server, socket, _ := start(t, Export{Disk: disk})
 	read := requestBytes(request{command: cmdRead, length: 8 << 20})
+	small := bytes.Repeat(requestBytes(request{command: cmdRead, length: 4096}), 300)
 	write := append(requestBytes(request{command: cmdWrite, length: 1 << 20}), make([]byte, 1<<19)...)
 	trim := requestBytes(request{command: cmdTrim, length: 4096})
 	for i := range 200 {
 		c := dial(t, socket)
 		c.hello()
 		c.option(optGo, append(text(""), 0, 0), repInfo, repInfo, repAck)
-		c.write([][]byte{read, write, trim, read[:i%requestSize]}[i%4])
+		c.write([][]byte{read, write, trim, small, read[:i%requestSize]}[i%5])
 		c.conn.Close()
 	}
 	for begin := time.Now(); server.Stats()[0].Connections > 0; time.Sleep(time.Millisecond) {
@@ -224,7 +239,21 @@ func TestConnectionsAreBounded(t *testing.T) {
 // TestMemory: however much clients ask for at once, the server holds but its
 // buffers, and what these clients need.
 func TestMemory(t *testing.T) {
+	const connection = 2*headroom + pieceSize + batchSize
+	const server = maxBeside*(headroom+pieceSize) + 24<<20
+	for name, test := range map[string]struct {
+		length, bound int64
+	}{
+		"large": {maxRequest, maxConnections*connection + server},
+		"small": {backgroundSize, maxConnections*(connection+headroom+maxBackground*backgroundPlace) + server},
+	} {
+		t.Run(name, func(t *testing.T) { testMemory(t, uint32(test.length), test.bound) })
+	}
+}
+
+func testMemory(t *testing.T, length uint32, bound int64) {
 	disk := newMemDisk(maxRequest)
+	disk.background = true
 	server, err := New(Export{Disk: disk})
 	if err != nil {
 		t.Fatal(err)
@@ -240,8 +269,8 @@ func TestMemory(t *testing.T) {
 		c.option(optStructuredReply, nil, repAck)
 		c.option(optGo, append(text(""), 0, 0), repInfo, repInfo, repAck)
 		work.Go(func() {
-			read := requestBytes(request{command: cmdRead, length: maxRequest})
-			go func() { _, _ = c.conn.Write(bytes.Repeat(read, 100)) }()
+			read := requestBytes(request{command: cmdRead, length: length})
+			go func() { _, _ = c.conn.Write(bytes.Repeat(read, max(100, 5*maxRequest/int(length)))) }()
 			sink := make([]byte, 64<<10)
 			for got := 0; got < 4*maxRequest; {
 				n, err := c.conn.Read(sink)
@@ -255,7 +284,6 @@ func TestMemory(t *testing.T) {
 		})
 	}
 	work.Wait()
-	const bound = maxConnections*(2*headroom+pieceSize+batchSize) + maxBeside*(headroom+pieceSize) + 24<<20
 	if grown := most.Load() - before; grown > bound {
 		t.Errorf("memory grew by %d bytes, more than %d", grown, bound)
 	}

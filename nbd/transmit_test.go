@@ -150,6 +150,7 @@ func TestFailures(t *testing.T) {
 		{os.ErrClosed, eShutdown},
 	} {
 		disk := newMemDisk(4 << 20)
+		disk.background = test.want == eIO
 		var bad atomic.Value
 		disk.before = func(operation string, _ int64, _ int) error {
 			if operation == bad.Load() {
