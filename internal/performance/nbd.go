@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
@@ -33,20 +35,21 @@ const (
 
 // load is what fio has a server do.
 type load struct {
-	name string
-	args []string
+	name    string
+	args    []string
+	prepare func(disk *os.File) error // before, with the file of each disk
 }
 
 // servedSize is how much of a disk a load works on, in bytes.
 const servedSize = 1 << 30
 
 var (
-	randomRead32  = load{"4 KiB random read, depth 32", []string{"--rw=randread", "--bs=4k", "--iodepth=32"}}
-	randomRead1   = load{"4 KiB random read, depth 1", []string{"--rw=randread", "--bs=4k", "--iodepth=1"}}
-	randomWrite32 = load{"4 KiB random write, depth 32", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}}
-	largeRead     = load{"1 MiB sequential read, depth 4", []string{"--rw=read", "--bs=1m", "--iodepth=4"}}
-	largeWrite    = load{"1 MiB sequential write, depth 4", []string{"--rw=write", "--bs=1m", "--iodepth=4"}}
-	coldRead128   = load{"4 KiB random read, depth 128, not in the page cache", []string{"--rw=randread", "--bs=4k", "--iodepth=128"}}
+	randomRead32  = load{"4 KiB random read, depth 32", []string{"--rw=randread", "--bs=4k", "--iodepth=32"}, warmUp}
+	randomRead1   = load{"4 KiB random read, depth 1", []string{"--rw=randread", "--bs=4k", "--iodepth=1"}, warmUp}
+	randomWrite32 = load{"4 KiB random write, depth 32", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}, warmUp}
+	largeRead     = load{"1 MiB sequential read, depth 4", []string{"--rw=read", "--bs=1m", "--iodepth=4"}, warmUp}
+	largeWrite    = load{"1 MiB sequential write, depth 4", []string{"--rw=write", "--bs=1m", "--iodepth=4"}, warmUp}
+	coldRead128   = load{"4 KiB random read, depth 128, not in the page cache", []string{"--rw=randread", "--bs=4k", "--iodepth=128"}, coolDown}
 )
 
 // server is a program that serves a disk over NBD.
@@ -110,8 +113,11 @@ func (w workshop) ours() *server {
 	return &server{name: servedEncrypted, export: "scsi0:0", command: []string{ourBinary, "serve", w.in("served"), "--socket", "SOCKET"}}
 }
 
-func (w workshop) oursPlain() *server {
-	return &server{name: servedPlain, command: self("serve", w.in("dense"), "SOCKET")}
+func (w workshop) oursPlain() (*server, error) {
+	program, err := os.Executable() // not by /proc/self, which would be taskset
+	command := self("serve", w.in("dense"), "SOCKET")
+	command[0] = program
+	return &server{name: servedPlain, command: command}, err
 }
 
 func (w workshop) nbdkit() *server {
@@ -134,7 +140,7 @@ func (w workshop) qemuNBD() (all []*server) {
 		all = append(all, &server{
 			name: called("qemu-nbd", mode),
 			command: append([]string{"qemu-nbd", "--persistent", "--shared=0", "--socket=SOCKET", "--object", "secret,id=pass,file=" + w.in("passphrase"),
-				"--image-opts", "driver=luks,key-secret=pass,file.filename=" + w.in("served.luks")}, mode...),
+				"--image-opts", "driver=luks,key-secret=pass,file.locking=off,file.filename=" + w.in("served.luks")}, mode...),
 		})
 	}
 	return all
@@ -142,7 +148,11 @@ func (w workshop) qemuNBD() (all []*server) {
 
 // pinned has client and server share one CPU.
 func (w workshop) pinned(ctx context.Context, rounds int) (table, [][]string, error) {
-	servers := []*server{w.ours(), w.oursPlain(), w.nbdkit()}
+	plain, err := w.oursPlain()
+	if err != nil {
+		return table{}, nil, err
+	}
+	servers := []*server{w.ours(), plain, w.nbdkit()}
 	loads := []load{randomRead32, randomRead1, randomWrite32, largeRead, largeWrite}
 	results, err := w.compete(ctx, rounds, servers, loads, []string{"taskset", "-c", "1"})
 	if err != nil {
@@ -162,7 +172,11 @@ func (w workshop) unpinned(ctx context.Context, rounds int) (table, [][]string, 
 	if err != nil {
 		return table{}, nil, err
 	}
-	servers := []*server{w.ours(), w.oursPlain(), qemu, w.nbdkitLUKS()}
+	plain, err := w.oursPlain()
+	if err != nil {
+		return table{}, nil, err
+	}
+	servers := []*server{w.ours(), plain, qemu, w.nbdkitLUKS()}
 	results, err := w.compete(ctx, rounds, servers, loads, nil)
 	if err != nil {
 		return table{}, nil, err
@@ -291,10 +305,8 @@ const (
 
 // run has fio apply a load to a server.
 func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (performance, error) {
-	if l.name == coldRead128.name {
-		if err := w.coolDown(); err != nil {
-			return performance{}, err
-		}
+	if err := w.eachServed(l.prepare); err != nil {
+		return performance{}, err
 	}
 	args := append(append([]string{}, pin...), "fio", "--name=load", "--output-format=json", "--time_based", "--randrepeat=0",
 		fmt.Sprintf("--size=%d", servedSize), "--runtime="+loadTime.String(), "--ramp_time="+rampTime.String())
@@ -312,19 +324,29 @@ func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (per
 	return parseFio(out, s.used()-before)
 }
 
-// coolDown takes the disks out of the page cache.
-func (w workshop) coolDown() error {
+// eachServed does something with the file of each disk.
+func (w workshop) eachServed(do func(*os.File) error) error {
 	for _, name := range []string{"dense", "served", "served.luks"} {
 		f, err := os.Open(w.in(name))
 		if err != nil {
 			return err
 		}
-		err = errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
-		if err != nil {
+		if err := errors.Join(do(f), f.Close()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// coolDown takes a file out of the page cache.
+func coolDown(f *os.File) error {
+	return errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+}
+
+// warmUp brings a file into the page cache.
+func warmUp(f *os.File) error {
+	_, err := io.Copy(struct{ io.Writer }{io.Discard}, f)
+	return err
 }
 
 // used is the CPU time that the server has taken so far: utime and stime of
@@ -348,6 +370,7 @@ func (s *server) used() time.Duration {
 
 // parseFio takes what a server did for a client, and the CPU time that it took.
 func parseFio(out []byte, used time.Duration) (performance, error) {
+	_, out, _ = bytes.Cut(out, []byte("{")) // there are words before it
 	var report struct {
 		Jobs []struct {
 			Error       int
@@ -356,7 +379,7 @@ func parseFio(out []byte, used time.Duration) (performance, error) {
 			}
 		}
 	}
-	if err := json.Unmarshal(out, &report); err != nil {
+	if err := json.Unmarshal(append([]byte("{"), out...), &report); err != nil {
 		return performance{}, fmt.Errorf("fio's report: %w", err)
 	}
 	if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
