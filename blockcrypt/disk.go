@@ -26,7 +26,10 @@ type Disk struct {
 	closed  bool // under a claim
 }
 
-var _ image.Disk = (*Disk)(nil)
+var (
+	_ image.Disk       = (*Disk)(nil)
+	_ image.OverWriter = (*Disk)(nil)
+)
 
 // pieceSize is how many bytes are worked on at a time, and as a multiple of both
 // sector sizes it bounds what a request claims and the memory it needs.
@@ -160,6 +163,27 @@ func (d *Disk) readPiece(p []byte, off int64) error {
 	}
 	copy(p, sectors[off-start:])
 	return nil
+}
+
+// WriteOver is WriteAt for those who have no more use for p: it is encrypted where it
+// is, and so stays in the processor's cache.
+func (d *Disk) WriteOver(p []byte, off int64) (int, error) { return d.each(p, off, d.writePieceOver) }
+
+func (d *Disk) writePieceOver(p []byte, off int64) error {
+	start, end := d.around(off, len(p))
+	if end-start != int64(len(p)) {
+		return d.writePiece(p, off)
+	}
+	claim, err := d.begin(start, end, true)
+	if err != nil {
+		return err
+	}
+	defer d.claims.end(claim)
+	if err := d.cipher.Encrypt(p, p, start); err != nil {
+		return err
+	}
+	_, err = d.storage.WriteAt(p, start)
+	return err
 }
 
 func (d *Disk) writePiece(p []byte, off int64) error {

@@ -620,3 +620,33 @@ func TestReadersOfAHoleBeingFilled(t *testing.T) {
 		group.Wait()
 	})
 }
+
+// TestWriteOver: it writes what WriteAt writes, and refuses what that refuses.
+func TestWriteOver(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		const size = 1 << 20
+		a, stored := k.open(t, size)
+		b, storedOver := k.open(t, size)
+		source := rand.New(rand.NewPCG(3, 4))
+		for i := range 100 {
+			off, length := randomRange(source, size, int64(k.sector))
+			p := random(uint64(i), int(length))
+			mustWrite(t, a, p, off)
+			if n, err := b.WriteOver(p, off); n != int(length) || err != nil {
+				t.Fatalf("%d bytes at %d: %d, %v", length, off, n, err)
+			}
+		}
+		if !bytes.Equal(stored.bytes(), storedOver.bytes()) {
+			t.Error("the ciphertexts differ")
+		}
+		if _, err := b.WriteOver(make([]byte, 512), size-511); err == nil {
+			t.Error("it wrote outside the disk")
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.WriteOver(make([]byte, 4096), 0); !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("write to a closed disk: %v", err)
+		}
+	})
+}

@@ -37,6 +37,12 @@ type Disk interface {
 	Extents(offset, length int64) ([]Extent, error)
 }
 
+// OverWriter is a Disk that writes faster what nobody needs any more.
+type OverWriter interface {
+	// WriteOver is WriteAt, but p has other bytes thereafter.
+	WriteOver(p []byte, offset int64) (int, error)
+}
+
 // Extent is a range of a disk that is either a hole or holds data.
 type Extent struct {
 	Offset, Length int64 // in bytes

@@ -65,6 +65,8 @@ type export struct {
 	size       uint64
 	noWait     image.NoWaitReader     // nil if the disk has no such thing
 	background image.BackgroundReader // likewise
+	// write is WriteAt or WriteOver: what is to be written may change.
+	write      func(p []byte, offset int64) (int, error)
 	read       atomic.Uint64
 	written    atomic.Uint64
 	open       atomic.Int64 // connections
@@ -110,8 +112,17 @@ func (s *Server) add(e Export) error {
 		return errors.New("the name is taken")
 	}
 	noWait, _ := e.Disk.(image.NoWaitReader)
-	s.exports = append(s.exports, &export{Export: e, size: uint64(e.Disk.Size()), noWait: noWait, background: backgroundOf(e.Disk)})
+	s.exports = append(s.exports, &export{
+		Export: e, size: uint64(e.Disk.Size()), noWait: noWait, background: backgroundOf(e.Disk), write: writeOf(e.Disk),
+	})
 	return nil
+}
+
+func writeOf(disk image.Disk) func(p []byte, offset int64) (int, error) {
+	if o, ok := disk.(image.OverWriter); ok {
+		return o.WriteOver
+	}
+	return disk.WriteAt
 }
 
 // backgroundOf gives what reads in the background, nil if the disk can't.

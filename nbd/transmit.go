@@ -43,7 +43,7 @@ func newConn(s session, st stream, spare chan *buffer, in, out *buffer) (*conn, 
 // transmit answers requests until the client leaves.
 func (c *conn) transmit() error {
 	for {
-		if err := c.fill(requestSize); err != nil {
+		if err := c.fill(requestSize, headroom-requestSize); err != nil {
 			return err
 		}
 		r, ok := parse(c.in[c.begin:c.end])
@@ -87,16 +87,17 @@ func (c *conn) handle(r request) error {
 }
 
 // fill waits until n bytes have arrived, at most a piece. What came before is begun,
-// and the replies to it are sent, first.
-func (c *conn) fill(n int) error {
+// and the replies to it are sent, first. What arrives next begins at first, if it may,
+// so that the data of a write are aligned.
+func (c *conn) fill(n, first int) error {
 	for c.end-c.begin < n {
 		c.beginReads()
 		if err := c.flush(); err != nil {
 			return err
 		}
 		if c.begin == c.end || c.begin+n > len(c.in) {
-			c.end = copy(c.in, c.in[c.begin:c.end])
-			c.begin = 0
+			c.end = first + copy(c.in[first:], c.in[c.begin:c.end])
+			c.begin = first
 		}
 		got, err := c.stream.Read(c.in[c.end:])
 		if err != nil {
@@ -204,10 +205,10 @@ func (c *conn) write(r request) error {
 	rest := r
 	for rest.length > 0 {
 		n := rest.piece()
-		if err := c.fill(int(n)); err != nil {
+		if err := c.fill(int(n), headroom); err != nil {
 			return err
 		}
-		if _, err := c.export.Disk.WriteAt(c.in[c.begin:][:n], int64(rest.offset)); err != nil {
+		if _, err := c.export.write(c.in[c.begin:][:n], int64(rest.offset)); err != nil {
 			return c.refuseWrite(rest, c.export.failed("write", rest, err))
 		}
 		c.begin += int(n)
@@ -224,7 +225,7 @@ func (c *conn) write(r request) error {
 // found after them.
 func (c *conn) refuseWrite(r request, e errno) error {
 	for left := r.length; left > 0; {
-		if err := c.fill(1); err != nil {
+		if err := c.fill(1, headroom); err != nil {
 			return err
 		}
 		n := min(left, uint32(c.end-c.begin))
