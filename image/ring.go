@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -122,7 +123,7 @@ func (r *ring) run(made chan<- error) {
 	}
 	defer r.kernel.close()
 	for r.submit() {
-		if err := r.kernel.enter(); err != nil && err != unix.EINTR {
+		if err := r.kernel.enter(); err != nil && !errors.Is(err, unix.EINTR) {
 			time.Sleep(time.Millisecond) // the kernel lacks memory
 		}
 		r.waiting.Store(false)
@@ -138,7 +139,7 @@ func (r *ring) open() (err error) {
 	}
 	r.await()
 	err = r.kernel.enter()
-	for err == unix.EINTR {
+	for errors.Is(err, unix.EINTR) {
 		err = r.kernel.enter()
 	}
 	if err != nil {

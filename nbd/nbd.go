@@ -66,11 +66,11 @@ type export struct {
 	noWait     image.NoWaitReader     // nil if the disk has no such thing
 	background image.BackgroundReader // likewise
 	// write is WriteAt or WriteOver: what is to be written may change.
-	write      func(p []byte, offset int64) (int, error)
-	read       atomic.Uint64
-	written    atomic.Uint64
-	open       atomic.Int64 // connections
-	trouble    trouble
+	write   func(p []byte, offset int64) (int, error)
+	read    atomic.Uint64
+	written atomic.Uint64
+	open    atomic.Int64 // connections
+	trouble trouble
 }
 
 const (
