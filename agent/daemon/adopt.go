@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/durable"
 )
@@ -19,8 +21,9 @@ import (
 // wish is how a VM is to be unlocked. It lies beside the disk server's directory, for
 // the agent that is started next.
 type wish struct {
-	Path     string `json:"path"` // of the descriptor or bare image
-	ReadOnly bool   `json:"readOnly"`
+	VM       diskserver.VM `json:"vm"`
+	ReadOnly bool          `json:"readOnly"`
+	Boot     string        `json:"boot"` // of the host: after another one, all is locked
 }
 
 const wishSuffix = ".json"
@@ -33,20 +36,34 @@ func (m *machine) note(w wish) error {
 	return durable.WriteFile(m.directory+wishSuffix, text, 0o600)
 }
 
-func (m *machine) unnote() error {
-	if err := os.Remove(m.directory + wishSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func unnote(directory string) error {
+	if err := os.Remove(directory + wishSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-// wishOf tells how a disk server was started.
-func wishOf(s *diskserver.Status) *wish {
-	w := &wish{Path: imageOf(s.VM.Descriptor)}
-	if len(s.Disks) > 0 {
-		w.ReadOnly = s.Disks[0].ReadOnly
+// noted gives the wish for a directory, nil if there is none that counts.
+func (d *daemon) noted(directory string) *wish {
+	text, err := os.ReadFile(directory + wishSuffix)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			slog.Error("a note of an earlier agent can't be read", "error", err)
+		}
+		return nil
+	}
+	w := new(wish)
+	if err := json.Unmarshal(text, w); err != nil || w.Boot != d.boot {
+		slog.Warn("a note of an earlier agent does not count", "file", directory+wishSuffix, "error", err, "boot", w.Boot)
+		return nil
 	}
 	return w
+}
+
+// bootID tells this run of the kernel from others: random(4).
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
 }
 
 // adopt finds what earlier agents left: disk servers that run, and such as should.
@@ -55,54 +72,65 @@ func (d *daemon) adopt() error {
 	if err != nil {
 		return err
 	}
-	done := map[string]bool{}
+	ids := map[string]bool{}
 	for _, e := range entries {
-		id := strings.TrimSuffix(e.Name(), wishSuffix)
-		if done[id] {
-			continue
-		}
-		done[id] = true
-		if err := d.adoptOne(id); err != nil {
-			slog.Error("what an earlier agent left can't be taken over", "directory", filepath.Join(d.folder, id), "error", err)
-		}
+		ids[strings.TrimSuffix(e.Name(), wishSuffix)] = true
 	}
-	return nil
+	var adopting errgroup.Group
+	adopting.SetLimit(askedAtOnce)
+	for id := range ids {
+		adopting.Go(func() error {
+			directory := filepath.Join(d.folder, id)
+			if err := d.adoptOne(directory); err != nil {
+				slog.Error("what an earlier agent left can't be taken over", "directory", directory, "error", err)
+			}
+			return nil
+		})
+	}
+	return adopting.Wait()
 }
 
-func (d *daemon) adoptOne(id string) error {
-	directory := filepath.Join(d.folder, id)
-	ctx, cancel := context.WithTimeout(d.ctx, askTime)
-	defer cancel()
-	w, err := readWish(directory)
-	if err != nil {
-		return err
-	}
-	p, status, err := serving(ctx, directory)
+func (d *daemon) adoptOne(directory string) error {
+	w := d.noted(directory)
+	p, status, err := serving(d.ctx, directory)
 	if err == nil {
-		return d.adoptServer(p, status, w, id)
+		return d.adoptServer(p, status, w, directory)
 	}
 	p, silence := silent(directory)
-	if silence != nil && !errors.Is(silence, fs.ErrNotExist) {
-		return silence
+	switch {
+	case w != nil:
+		d.goOn(*w, p)
+		return nil
+	case errors.Is(silence, fs.ErrNotExist): // it was stopped, or never came to be
+		return errors.Join(os.RemoveAll(directory), unnote(directory))
 	}
-	if w != nil {
-		return d.adoptSilent(p, w)
-	}
-	if p != nil {
-		p.Close()
-		return fmt.Errorf("a disk server that can't be asked, nor its VM be told: %w", err)
-	}
-	return os.RemoveAll(directory) // of one that was stopped, or never came to be
+	return fmt.Errorf("a disk server that can't be asked, nor its VM be told: %w", errors.Join(err, silence))
 }
 
-// adoptSilent goes on with a disk server that can't be asked, or is none any more.
-func (d *daemon) adoptSilent(p *process, w *wish) error {
-	m, leave, err := d.enter(d.ctx, w.Path)
-	if err != nil {
-		return err
+// adoptServer goes on with a disk server that runs. An agent may have ended before it
+// wrote down what it is for.
+func (d *daemon) adoptServer(p *process, s *diskserver.Status, w *wish, directory string) (err error) {
+	if d.directoryOf(s.VM.Descriptor) != directory {
+		return fmt.Errorf("there is a disk server of %s", s.VM.Descriptor)
 	}
-	defer leave()
-	m.runs(*w, diskserver.VM{Name: filepath.Base(w.Path)}, p)
+	unnoted := w == nil
+	if unnoted {
+		w = &wish{VM: s.VM, ReadOnly: s.Disks[0].ReadOnly, Boot: d.boot}
+	}
+	m := d.goOn(*w, p)
+	if unnoted {
+		err = m.note(*w)
+	}
+	e := m.entry(d.ctx, actAdopt, *w)
+	m.conclude(e, nil)
+	return err
+}
+
+// goOn has a VM unlocked from now on. It has a disk server, or p is nil.
+func (d *daemon) goOn(w wish, p *process) *machine {
+	m := d.machine(w.VM.Descriptor)
+	defer d.left(m)
+	m.runs(w, p)
 	d.background.Go(func() {
 		if p != nil {
 			m.watch(p)
@@ -110,54 +138,18 @@ func (d *daemon) adoptSilent(p *process, w *wish) error {
 			m.restart()
 		}
 	})
-	return nil
+	return m
 }
 
-// adoptServer goes on with a disk server that runs. An agent may have ended before it
-// wrote down what it is for.
-func (d *daemon) adoptServer(p *process, s *diskserver.Status, w *wish, id string) error {
-	m, leave, err := d.enter(d.ctx, s.VM.Descriptor)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	if filepath.Base(m.directory) != id {
-		p.Close()
-		return fmt.Errorf("there is a disk server of %s", s.VM.Descriptor)
-	}
-	if w == nil {
-		w = wishOf(s)
-		err = m.note(*w)
-	}
-	m.runs(*w, s.VM, p)
-	d.background.Go(func() { m.watch(p) })
-	e := m.entry(d.ctx, actAdopt)
-	e.about(s.VM, *w)
-	m.conclude(e, nil)
-	return err
-}
-
-func readWish(directory string) (*wish, error) {
-	text, err := os.ReadFile(directory + wishSuffix)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	w := new(wish)
-	return w, json.Unmarshal(text, w)
-}
-
-// watch notices when the disk server ends.
+// watch starts the disk server of a VM again when it has ended.
 func (m *machine) watch(p *process) {
-	err := p.wait(m.ctx)
-	if m.ctx.Err() != nil {
+	select {
+	case <-p.ended:
+	case <-m.ctx.Done():
 		return
 	}
-	m.died(p, "its disk server ended")
-	if m.wants() != nil {
-		slog.Warn("a disk server has ended", "descriptor", m.descriptor, "error", err)
+	if m.died(p) {
+		slog.Warn("a disk server has ended", "descriptor", m.descriptor)
 		m.restart()
 	}
 }
@@ -171,12 +163,7 @@ const (
 // restart starts the disk server of a VM that is to be unlocked, until that works, or
 // the VM is locked.
 func (m *machine) restart() {
-	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		done, err := m.tryRestart(m.ctx)
-		if done {
-			return
-		}
-		m.died(nil, err.Error())
+	for pause := firstPause; !m.tryRestart(); pause = min(2*pause, maxPause) {
 		select {
 		case <-time.After(pause):
 		case <-m.ctx.Done():
@@ -186,20 +173,27 @@ func (m *machine) restart() {
 }
 
 // tryRestart is done if the disk server runs, for others may have started it, or is
-// not wanted any more.
-func (m *machine) tryRestart(ctx context.Context) (done bool, err error) {
-	_, leave, err := m.enter(ctx, m.descriptor)
-	if err != nil {
-		return false, err
+// not wanted any more. A lock interrupts it.
+func (m *machine) tryRestart() (done bool) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	if err := m.take(ctx); err != nil {
+		return true
 	}
-	defer leave()
+	defer m.give()
 	w := m.wants()
 	if w == nil {
-		return true, nil
+		return true
 	}
 	if _, err := m.ask(ctx); err == nil {
-		return true, nil
+		return true
 	}
-	err = m.start(ctx, *w, actRestart)
-	return err == nil, err
+	m.attempting(cancel)
+	defer m.attempting(nil)
+	e := m.entry(ctx, actRestart, *w)
+	err := m.start(ctx, m.descriptor, *w, e)
+	if news := m.isNews(err); news || len(e.Keys) > 0 {
+		m.conclude(e, err)
+	}
+	return err == nil
 }

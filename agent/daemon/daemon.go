@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -48,6 +49,7 @@ type daemon struct {
 	access access
 	own    peer // the agent itself
 	since  time.Time
+	boot   string // this run of the kernel
 	folder string // of the disk servers' directories
 	audit  *audit.Log
 
@@ -69,6 +71,10 @@ func Run(ctx context.Context, c Config, ready func()) error {
 		machines: map[string]*machine{}, unlocked: make(chan struct{}, 1),
 	}
 	defer stop()
+	var err error
+	if d.boot, err = bootID(); err != nil {
+		return err
+	}
 	lock, err := d.claim()
 	if err != nil {
 		return err
@@ -95,11 +101,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 // claim makes the agent's folders, and keeps other agents away from them until the
 // file is closed.
 func (d *daemon) claim() (*os.File, error) {
-	// Who uses sockets has to get there; what is in the state is nobody's business.
-	if err := os.MkdirAll(d.folder, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(d.State, 0o700); err != nil {
+	if err := d.makeFolders(); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(d.Socket+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -117,11 +119,37 @@ func (d *daemon) claim() (*os.File, error) {
 	return f, nil
 }
 
-// listen makes the agent's socket. All users may connect, to be told in words what
-// they may not do.
+// makeFolders makes the agent's folders. Who uses sockets has to get there; what is in
+// the state is nobody's business.
+func (d *daemon) makeFolders() error {
+	defer unix.Umask(unix.Umask(0o022))
+	if err := os.MkdirAll(d.folder, 0o755); err != nil {
+		return err
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(d.folder, &stat); err != nil {
+		return err
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFDIR || int(stat.Uid) != d.own.uid || stat.Mode&0o022 != 0 {
+		return fmt.Errorf("%s is not a folder that user %d alone can change: others could put sockets there", d.folder, d.own.uid)
+	}
+	return os.MkdirAll(d.State, 0o700)
+}
+
+// listen makes the agent's socket, in place of that of an agent that is no more. All
+// users may connect, to be told in words what they may not do.
 func (d *daemon) listen() (net.Listener, error) {
-	if err := os.Remove(d.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+	info, err := os.Lstat(d.Socket)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s: %w, and is no socket", d.Socket, fs.ErrExist)
+	default:
+		if err := os.Remove(d.Socket); err != nil {
+			return nil, err
+		}
 	}
 	l, err := net.Listen("unix", d.Socket)
 	if err != nil {

@@ -30,11 +30,7 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 	for _, root := range d.Datastores {
 		d.scan(ctx, root, found)
 	}
-	unlocked, err := d.unlockedVMs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, vm := range unlocked {
+	for _, vm := range d.unlockedVMs(ctx) {
 		found[vm.Descriptor] = vm
 	}
 	list := &api.List{VMs: []api.VM{}}
@@ -48,7 +44,7 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 // askedAtOnce is how many disk servers are asked for their status at a time.
 const askedAtOnce = 32
 
-func (d *daemon) unlockedVMs(ctx context.Context) ([]api.VM, error) {
+func (d *daemon) unlockedVMs(ctx context.Context) []api.VM {
 	machines := d.wanted()
 	vms := make([]api.VM, len(machines))
 	var asking errgroup.Group
@@ -59,7 +55,8 @@ func (d *daemon) unlockedVMs(ctx context.Context) ([]api.VM, error) {
 			return nil
 		})
 	}
-	return vms, asking.Wait()
+	_ = asking.Wait() // they give no errors
+	return vms
 }
 
 // scan adds the VMs of a datastore as far as they can be read. It follows no symbolic
@@ -95,33 +92,37 @@ const maxFiles = 200_000
 
 // look adds the VM of a descriptor if it has encrypted disks.
 func (d *daemon) look(path string, found map[string]api.VM) {
-	t, err := agent.OpenBeneath(d.Datastores, imageOf(path))
+	t, err := agent.OpenBeneath(d.Datastores, path)
 	if err != nil {
-		name := filepath.Base(path)
-		found[path] = api.VM{Name: name, Descriptor: path, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error()}
+		found[path] = *brokenVM(path, err)
 		return
 	}
 	if !t.Plain() {
-		found[path] = lockedVM(t)
+		found[path] = *lockedVM(t)
 	}
 }
 
-// imageOf gives the path of the bare image that a descriptor belongs to by its name,
-// or else the descriptor's own.
-func imageOf(descriptor string) string {
-	image := strings.TrimSuffix(descriptor, ".vmx")
-	if filepath.Ext(image) == "" {
-		return descriptor
+// open opens the VM that a client means by a path.
+func (d *daemon) open(path string) (*agent.Target, error) {
+	t, err := agent.OpenBeneath(d.Datastores, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrUnknownVM, err)
 	}
-	if info, err := os.Lstat(image); err != nil || !info.Mode().IsRegular() {
-		return descriptor
-	}
-	return image
+	return t, err
 }
 
-func lockedVM(t *agent.Target) api.VM {
+// locked tells of a VM that is locked.
+func (d *daemon) locked(path string) (*api.VM, error) {
+	t, err := d.open(path)
+	if err != nil {
+		return nil, err
+	}
+	return lockedVM(t), nil
+}
+
+func lockedVM(t *agent.Target) *api.VM {
 	vm := t.VM()
-	out := api.VM{Name: vm.Name, UUID: vm.UUID, Descriptor: vm.Descriptor, State: api.Locked, Disks: []api.Disk{}}
+	out := &api.VM{Name: vm.Name, UUID: vm.UUID, Descriptor: vm.Descriptor, State: api.Locked, Disks: []api.Disk{}}
 	for _, disk := range t.Disks {
 		if disk.Record == nil {
 			continue
@@ -132,6 +133,13 @@ func lockedVM(t *agent.Target) api.VM {
 		}
 	}
 	return out
+}
+
+// brokenVM is a VM of which there is not more to tell.
+func brokenVM(descriptor string, err error) *api.VM {
+	return &api.VM{
+		Name: filepath.Base(descriptor), Descriptor: descriptor, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error(),
+	}
 }
 
 // find gives the path that a client means: one of a descriptor or an image.
@@ -156,7 +164,7 @@ func (d *daemon) find(ctx context.Context, vm string) (string, error) {
 	case 0:
 		return "", fmt.Errorf("%w %q: no VM with encrypted disks has this name or UUID in %s", ErrUnknownVM, vm, strings.Join(d.Datastores, ", "))
 	case 1:
-		return imageOf(paths[0]), nil
+		return paths[0], nil
 	}
 	return "", fmt.Errorf("%w: %s: name one of %s", ErrAmbiguous, vm, strings.Join(paths, ", "))
 }

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
@@ -95,7 +95,6 @@ var statuses = []struct {
 	{ErrAmbiguous, http.StatusConflict},
 	{errPath, http.StatusNotFound},
 	{ErrUnknownVM, http.StatusNotFound},
-	{fs.ErrNotExist, http.StatusNotFound},
 }
 
 // ofExitCodes are the statuses of all others, by the exit codes of docs/cli.md.
@@ -121,6 +120,7 @@ func statusOf(err error, exitCode int) int {
 }
 
 func send(w http.ResponseWriter, status int, answer any) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTime)) // a connection can
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(answer) // a client that went away

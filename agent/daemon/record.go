@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 )
 
 // action is what an entry of the audit log is about.
@@ -52,18 +51,17 @@ type keyEntry struct {
 // maxReason bounds a reason in bytes.
 const maxReason = 1 << 10
 
-func (m *machine) entry(ctx context.Context, act action) *entry {
+func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor}
 	if who, ok := ctx.Value(peerKey{}).(peer); ok {
 		e.UID, e.PID = who.uid, who.pid
 	}
+	e.about(w)
 	return e
 }
 
 // about adds which VM it is.
-func (e *entry) about(vm diskserver.VM, w wish) {
-	e.VM, e.UUID, e.ReadOnly = vm.Name, vm.UUID, w.ReadOnly
-}
+func (e *entry) about(w wish) { e.VM, e.UUID, e.ReadOnly = w.VM.Name, w.VM.UUID, w.ReadOnly }
 
 // released writes down which keys leave the agent, before they do.
 func (d *daemon) released(e *entry, keys []agent.Release) error {
