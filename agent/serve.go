@@ -67,6 +67,6 @@ func (d Disk) serve(ctx context.Context, plain image.Disk, opts ServeOptions, li
 // NBDURI tells clients where a disk is served, by the URI specification of NBD. Some
 // of them take a plus for what it is, hence no plus for a space.
 func NBDURI(node, socket string) string {
-	query := strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(socket))
+	query := strings.NewReplacer("+", "%20", "%2F", "/", "%3A", ":").Replace(url.QueryEscape(socket))
 	return fmt.Sprintf("nbd+unix:///%s?socket=%s", url.PathEscape(node), query)
 }

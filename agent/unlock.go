@@ -133,7 +133,10 @@ func (u *unlocking) unwrap(ctx context.Context, d Disk, f *image.File) error {
 		return err
 	}
 	u.deks = append(u.deks, key)
-	return d.checkSize(f)
+	if err := d.checkSize(f); err != nil {
+		return fmt.Errorf("disk %s: %w", d.Node, err)
+	}
+	return nil
 }
 
 func (u *unlocking) releases() (out []Release) {
