@@ -72,6 +72,9 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	}
 	defer stop()
 	var err error
+	if err := d.checkPaths(); err != nil {
+		return err
+	}
 	if d.boot, err = bootID(); err != nil {
 		return err
 	}
@@ -96,6 +99,18 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	}
 	ready()
 	return d.serve(l)
+}
+
+// checkPaths refuses places at which there can be no sockets.
+func (d *daemon) checkPaths() error {
+	longest := filepath.Join(d.directoryOf(""), "nvme15:15.sock")
+	for _, path := range []string{d.Socket, longest} {
+		if len(path) > agent.MaxSocketPath {
+			return fmt.Errorf("the socket %s would have a path of %d bytes, and it may have %d: configure a shorter path for that of the agent",
+				path, len(path), agent.MaxSocketPath)
+		}
+	}
+	return nil
 }
 
 // claim makes the agent's folders, and keeps other agents away from them until the

@@ -460,7 +460,7 @@ func TestAgentFinds(t *testing.T) {
 	for _, verb := range []string{"unlock", "lock"} {
 		h.fails(exitUsage, []string{"web01/web01.vmx", "web02/web02.vmx"}, verb, "web01")
 		h.fails(exitFailure, []string{"web09", "vmcrypt list"}, verb, "web09")
-		h.fails(exitTampered, []string{"web09.vmx", "no such file", "vmcrypt list"}, verb, h.at("web09.vmx"))
+		h.fails(exitFailure, []string{"web09.vmx", "no such file", "vmcrypt list"}, verb, h.at("web09.vmx"))
 		h.fails(exitUsage, nil, verb)
 		h.fails(exitUsage, nil, verb, "web01", "web02")
 	}

@@ -52,6 +52,8 @@ var codes = []struct {
 	code int
 }{
 	{image.ErrInUse, exitInUse},
+	{agent.ErrOutside, exitFailure},
+	{daemon.ErrUnknownVM, exitFailure},
 	{conversion.ErrJournal, exitTampered},
 	{agent.ErrUnfinished, exitUnfinished},
 	{agent.ErrNode, exitUsage},
