@@ -31,9 +31,10 @@ import (
 // host is a home with a datastore, and an agent perhaps.
 type host struct {
 	*home
-	dir   string // short, for sockets
-	agent *exec.Cmd
-	ended chan struct{} // closed when the agent has
+	dir     string // short, for sockets
+	program string // that the agent is, if not this
+	agent   *exec.Cmd
+	ended   chan struct{} // closed when the agent has
 }
 
 // newHost makes a host without an agent. More is added to its configuration.
@@ -90,6 +91,9 @@ func (h *host) startAgent() {
 	}
 	defer log.Close()
 	h.agent = h.command(context.Background(), "agent", "--json")
+	if h.program != "" {
+		h.agent.Path = h.program
+	}
 	h.agent.Stderr = log // which disk servers inherit
 	stdout, err := h.agent.StdoutPipe()
 	if err != nil {
