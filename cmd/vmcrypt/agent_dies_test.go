@@ -437,3 +437,41 @@ func TestDiskServerHangs(t *testing.T) {
 	h.gone(*vm.PID)
 	h.untouched()
 }
+
+// TestClientGoesAway: an unlock that nobody waits for any more unlocks nothing.
+func TestClientGoesAway(t *testing.T) {
+	h, kms := startHostWithKMS(t)
+	target := h.vm("web01", "scsi0:0")
+	kms.down()
+	kms.hangs.Store(true)
+	kms.up()
+	unlock := func() *exec.Cmd {
+		t.Helper()
+		before := kms.connections()
+		cmd := h.command(t.Context(), "unlock", target)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the agent asks for the key", func() bool { return kms.connections() > before })
+		return cmd
+	}
+	cmd := unlock()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	eventually(t, "the unlock ends", func() bool {
+		entries := h.audit()
+		return len(entries) == 1 && entries[0].Result == "failure"
+	})
+	h.untouched()
+	if os.Getenv("VMCRYPT_TEST_LONG") != "1" { // it takes 10 s
+		return
+	}
+	cmd = unlock()
+	h.stopAgent(syscall.SIGTERM)
+	_ = cmd.Wait() // what it hears, nobody can promise
+	kms.hangs.Store(false)
+	h.startAgent()
+	h.untouched()
+}

@@ -31,8 +31,9 @@ import (
 // host is a home with a datastore, and an agent perhaps.
 type host struct {
 	*home
-	dir     string // short, for sockets
-	program string // that the agent is, if not this
+	dir     string                // short, for sockets
+	program string                // that the agent is, if not this
+	start   func(*exec.Cmd) error // starts the agent, if that is not just so
 	agent   *exec.Cmd
 	ended   chan struct{} // closed when the agent has
 }
@@ -99,7 +100,11 @@ func (h *host) startAgent() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := h.agent.Start(); err != nil {
+	start := h.start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(h.agent); err != nil {
 		h.t.Fatal(err)
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
