@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -124,76 +122,4 @@ func (d *daemon) adoptServer(p *process, s *diskserver.Status, w *wish, director
 	e := m.entry(d.ctx, actAdopt, *w)
 	m.conclude(e, nil)
 	return err
-}
-
-// goOn has a VM unlocked from now on. It has a disk server, or p is nil.
-func (d *daemon) goOn(w wish, p *process) *machine {
-	m := d.machine(w.VM.Descriptor)
-	defer d.left(m)
-	m.runs(w, p)
-	d.background.Go(func() {
-		if p != nil {
-			m.watch(p)
-		} else {
-			m.restart()
-		}
-	})
-	return m
-}
-
-// watch starts the disk server of a VM again when it has ended.
-func (m *machine) watch(p *process) {
-	select {
-	case <-p.ended:
-	case <-m.ctx.Done():
-		return
-	}
-	if m.died(p) {
-		slog.Warn("a disk server has ended", "descriptor", m.descriptor)
-		m.restart()
-	}
-}
-
-// Pauses between attempts to start a disk server again.
-const (
-	firstPause = 200 * time.Millisecond
-	maxPause   = time.Minute
-)
-
-// restart starts the disk server of a VM that is to be unlocked, until that works, or
-// the VM is locked.
-func (m *machine) restart() {
-	for pause := firstPause; !m.tryRestart(); pause = min(2*pause, maxPause) {
-		select {
-		case <-time.After(pause):
-		case <-m.ctx.Done():
-			return
-		}
-	}
-}
-
-// tryRestart is done if the disk server runs, for others may have started it, or is
-// not wanted any more. A lock interrupts it.
-func (m *machine) tryRestart() (done bool) {
-	ctx, cancel := context.WithCancel(m.ctx)
-	defer cancel()
-	if err := m.take(ctx); err != nil {
-		return true
-	}
-	defer m.give()
-	w := m.wants()
-	if w == nil {
-		return true
-	}
-	if _, err := m.ask(ctx); err == nil {
-		return true
-	}
-	m.attempting(cancel)
-	defer m.attempting(nil)
-	e := m.entry(ctx, actRestart, *w)
-	err := m.start(ctx, m.descriptor, *w, e)
-	if news := m.isNews(err); news || len(e.Keys) > 0 {
-		m.conclude(e, err)
-	}
-	return err == nil
 }

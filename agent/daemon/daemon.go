@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
 )
@@ -65,17 +64,9 @@ type daemon struct {
 // when it has returned.
 func Run(ctx context.Context, c Config, ready func()) error {
 	ctx, stop := context.WithCancel(ctx)
-	d := &daemon{
-		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(), ctx: ctx,
-		folder:   filepath.Join(filepath.Dir(c.Socket), "vms"),
-		machines: map[string]*machine{}, unlocked: make(chan struct{}, 1),
-	}
 	defer stop()
-	var err error
-	if err := d.checkPaths(); err != nil {
-		return err
-	}
-	if d.boot, err = bootID(); err != nil {
+	d, err := newDaemon(ctx, c)
+	if err != nil {
 		return err
 	}
 	lock, err := d.claim()
@@ -99,6 +90,19 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	}
 	ready()
 	return d.serve(l)
+}
+
+func newDaemon(ctx context.Context, c Config) (*daemon, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{
+		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
+		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
+		machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+	}
+	return d, d.checkPaths()
 }
 
 // checkPaths refuses places at which there can be no sockets.
@@ -233,9 +237,4 @@ func (d *daemon) usedKeys() {
 	case d.unlocked <- struct{}{}:
 	default: // it is about to
 	}
-}
-
-// self tells about the agent.
-func (d *daemon) self() *api.Agent {
-	return &api.Agent{Release: d.Release, PID: os.Getpid(), Since: d.since, Datastores: d.Datastores}
 }

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 )
@@ -31,7 +29,9 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 		d.scan(ctx, root, found)
 	}
 	for _, vm := range d.unlockedVMs(ctx) {
-		found[vm.Descriptor] = vm
+		if vm != nil {
+			found[vm.Descriptor] = *vm
+		}
 	}
 	list := &api.List{VMs: []api.VM{}}
 	for _, vm := range found {
@@ -39,24 +39,6 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 	}
 	slices.SortFunc(list.VMs, func(a, b api.VM) int { return strings.Compare(a.Descriptor, b.Descriptor) })
 	return list, ctx.Err()
-}
-
-// askedAtOnce is how many disk servers are asked for their status at a time.
-const askedAtOnce = 32
-
-func (d *daemon) unlockedVMs(ctx context.Context) []api.VM {
-	machines := d.wanted()
-	vms := make([]api.VM, len(machines))
-	var asking errgroup.Group
-	asking.SetLimit(askedAtOnce)
-	for i, m := range machines {
-		asking.Go(func() error {
-			vms[i] = m.status(ctx)
-			return nil
-		})
-	}
-	_ = asking.Wait() // they give no errors
-	return vms
 }
 
 // scan adds the VMs of a datastore as far as they can be read. It follows no symbolic

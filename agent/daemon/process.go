@@ -19,12 +19,13 @@ import (
 type process struct {
 	pidfd *os.File      // pidfd_open(2); closed once nobody refers to it
 	ended chan struct{} // closed when it has ended
+	since time.Time     // when it was found, or started
 }
 
 // newProcess takes a pidfd.
 func newProcess(fd int) *process {
 	_ = unix.SetNonblock(fd, true) // to wait for it without a thread; it can't fail for one that is open
-	p := &process{os.NewFile(uintptr(fd), "disk server"), make(chan struct{})}
+	p := &process{os.NewFile(uintptr(fd), "disk server"), make(chan struct{}), time.Now()}
 	go p.await()
 	return p
 }
