@@ -19,7 +19,7 @@ type keyring struct {
 	host *Host
 	keys map[kekRef]*kek.Key
 
-	shared map[kekRef]*sharedKey       // of those that other runs may use, too
+	shared map[kekRef]*awaited         // of those that other runs may use, too
 	used   map[uuid.UUID]vmx.Recipient // by which a disk's DEK was unwrapped
 }
 
@@ -28,7 +28,7 @@ type kekRef struct{ alias, id string }
 func newKeyring(h *Host) *keyring {
 	return &keyring{
 		host: h, keys: make(map[kekRef]*kek.Key),
-		shared: make(map[kekRef]*sharedKey), used: make(map[uuid.UUID]vmx.Recipient),
+		shared: make(map[kekRef]*awaited), used: make(map[uuid.UUID]vmx.Recipient),
 	}
 }
 
@@ -49,7 +49,7 @@ func (k *keyring) get(ctx context.Context, alias, id string) (*kek.Key, error) {
 }
 
 // await has a shared key kept for this run from now on.
-func (k *keyring) await(ref kekRef) *sharedKey {
+func (k *keyring) await(ref kekRef) *awaited {
 	key, ok := k.shared[ref]
 	if !ok {
 		key = k.host.Keys.await(ref)

@@ -60,13 +60,13 @@ func (d Disk) serve(ctx context.Context, plain image.Disk, opts ServeOptions, li
 	if err != nil {
 		return err
 	}
-	listening(d.Node, nbdURI(d.Node, opts.Socket))
+	listening(d.Node, NBDURI(d.Node, opts.Socket))
 	return server.Serve(ctx, listener)
 }
 
-// nbdURI tells clients where a disk is served, by the URI specification of NBD. Some
+// NBDURI tells clients where a disk is served, by the URI specification of NBD. Some
 // of them take a plus for what it is, hence no plus for a space.
-func nbdURI(node, socket string) string {
-	query := strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(socket))
+func NBDURI(node, socket string) string {
+	query := strings.NewReplacer("+", "%20", "%2F", "/", "%3A", ":").Replace(url.QueryEscape(socket))
 	return fmt.Sprintf("nbd+unix:///%s?socket=%s", url.PathEscape(node), query)
 }

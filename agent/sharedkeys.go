@@ -2,32 +2,55 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 // Keys are the KEKs that workflows need which run at once. A KEK is fetched for the
-// first of them, and wiped with the last. The zero value is ready to use.
+// first of them, and wiped with the last. Where it can't be fetched, those who waited
+// meanwhile don't try again. The zero value is ready to use.
 type Keys struct {
-	mu   sync.Mutex
-	keys map[kekRef]*sharedKey
+	mu      sync.Mutex
+	keys    map[kekRef]*sharedKey
+	outages map[string]failedFetch // by alias: the last time that no key manager answered
 }
 
 // sharedKey is a KEK for a number of workflows.
 type sharedKey struct {
 	users int // those that run, or wait for their turn: guarded by Keys.mu
 
-	turn     chan struct{} // holds an element while somebody fetches; guards what follows
-	key      *kek.Key      // nil until it was fetched
-	failure  error         // of the last fetch that failed
-	failures atomic.Uint32
+	turn    chan struct{} // holds an element while somebody fetches; guards what follows
+	key     *kek.Key      // nil until it was fetched
+	failure failedFetch   // the last
+}
+
+type failedFetch struct {
+	err error
+	at  time.Time
+}
+
+// since gives the error of a fetch that failed after a time.
+func (f failedFetch) since(t time.Time) error {
+	if f.at.After(t) {
+		return f.err
+	}
+	return nil
+}
+
+// awaited is a key that a workflow needs, and since when.
+type awaited struct {
+	*sharedKey
+	keys  *Keys
+	ref   kekRef
+	since time.Time
 }
 
 // await counts one more workflow that needs a key. It may have to wait before it
 // gets it; meanwhile the key is not wiped.
-func (k *Keys) await(ref kekRef) *sharedKey {
+func (k *Keys) await(ref kekRef) *awaited {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s, ok := k.keys[ref]
@@ -39,7 +62,7 @@ func (k *Keys) await(ref kekRef) *sharedKey {
 		k.keys[ref] = s
 	}
 	s.users++
-	return s
+	return &awaited{s, k, ref, time.Now()}
 }
 
 // release is for a workflow that was counted, and needs the key no more.
@@ -56,29 +79,48 @@ func (k *Keys) release(ref kekRef) {
 	}
 }
 
-// get gives the key, which stays the Keys' own. A failure is that of all who wait for
-// this fetch, unless it is of the fetching one's own context.
-func (s *sharedKey) get(ctx context.Context, fetch func() (*kek.Key, error)) (*kek.Key, error) {
-	before := s.failures.Load()
+// get gives the key, which stays the Keys' own.
+func (a *awaited) get(ctx context.Context, fetch func() (*kek.Key, error)) (*kek.Key, error) {
 	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	switch {
-	case s.key != nil:
-		return s.key, nil
-	case s.failures.Load() != before:
-		return nil, s.failure
+	if a.key != nil {
+		return a.key, nil
+	}
+	if err := a.failed(); err != nil {
+		return nil, err
 	}
 	key, err := fetch()
-	switch {
-	case err == nil:
-		s.key = key
-	case ctx.Err() == nil:
-		s.failure = err
-		s.failures.Add(1)
+	if err != nil && ctx.Err() == nil { // else it is nobody else's failure
+		a.fails(err)
 	}
+	a.key = key
 	return key, err
+}
+
+// failed gives the error of a fetch that failed while this workflow waited: of the same
+// key, or of any key of an alias whose key managers don't answer.
+func (a *awaited) failed() error {
+	if err := a.failure.since(a.since); err != nil {
+		return err
+	}
+	a.keys.mu.Lock()
+	defer a.keys.mu.Unlock()
+	return a.keys.outages[a.ref.alias].since(a.since)
+}
+
+func (a *awaited) fails(err error) {
+	a.failure = failedFetch{err, time.Now()}
+	if !errors.Is(err, kek.ErrUnavailable) {
+		return
+	}
+	a.keys.mu.Lock()
+	defer a.keys.mu.Unlock()
+	if a.keys.outages == nil {
+		a.keys.outages = make(map[string]failedFetch)
+	}
+	a.keys.outages[a.ref.alias] = a.failure
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -132,7 +133,10 @@ func (u *unlocking) unwrap(ctx context.Context, d Disk, f *image.File) error {
 		return err
 	}
 	u.deks = append(u.deks, key)
-	return d.checkSize(f)
+	if err := d.checkSize(f); err != nil {
+		return fmt.Errorf("disk %s: %w", d.Node, err)
+	}
+	return nil
 }
 
 func (u *unlocking) releases() (out []Release) {
@@ -176,17 +180,21 @@ func (u *unlocking) close() {
 // VM tells which virtual machine a target is. A bare image is one by its own name,
 // and by the UUID of its disk.
 func (t *Target) VM() diskserver.VM {
-	vm := diskserver.VM{Descriptor: t.Descriptor, Name: filepath.Base(t.Path)}
-	if t.bare {
-		if d := t.Disks[0]; d.Record != nil {
-			vm.UUID = d.Record.DiskUUID.String()
+	vm := diskserver.VM{Descriptor: t.Descriptor, Name: strings.TrimSuffix(filepath.Base(t.Descriptor), filepath.Ext(t.Descriptor))}
+	if t.isImage() {
+		if r := t.Disks[0].Record; r != nil {
+			vm.UUID = r.DiskUUID.String()
 		}
 		return vm
 	}
-	vm.Name = vm.Name[:len(vm.Name)-len(filepath.Ext(vm.Name))]
 	if name, ok := t.file.Get("displayName"); ok {
 		vm.Name = cmp.Or(name, vm.Name)
 	}
 	vm.UUID, _ = t.file.Get("uuid.bios")
 	return vm
+}
+
+// isImage tells a bare image, even where its descriptor was opened as a VM's.
+func (t *Target) isImage() bool {
+	return t.bare || len(t.Disks) == 1 && t.Descriptor == t.Disks[0].Path+".vmx"
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
 )
@@ -48,6 +48,7 @@ type daemon struct {
 	access access
 	own    peer // the agent itself
 	since  time.Time
+	boot   string // this run of the kernel
 	folder string // of the disk servers' directories
 	audit  *audit.Log
 
@@ -63,12 +64,11 @@ type daemon struct {
 // when it has returned.
 func Run(ctx context.Context, c Config, ready func()) error {
 	ctx, stop := context.WithCancel(ctx)
-	d := &daemon{
-		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(), ctx: ctx,
-		folder:   filepath.Join(filepath.Dir(c.Socket), "vms"),
-		machines: map[string]*machine{}, unlocked: make(chan struct{}, 1),
-	}
 	defer stop()
+	d, err := newDaemon(ctx, c)
+	if err != nil {
+		return err
+	}
 	lock, err := d.claim()
 	if err != nil {
 		return err
@@ -92,14 +92,35 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	return d.serve(l)
 }
 
+func newDaemon(ctx context.Context, c Config) (*daemon, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{
+		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
+		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
+		machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+	}
+	return d, d.checkPaths()
+}
+
+// checkPaths refuses places at which there can be no sockets.
+func (d *daemon) checkPaths() error {
+	longest := filepath.Join(d.directoryOf(""), "nvme15:15.sock")
+	for _, path := range []string{d.Socket, longest} {
+		if len(path) > agent.MaxSocketPath {
+			return fmt.Errorf("the socket %s would have a path of %d bytes, and it may have %d: configure a shorter path for that of the agent",
+				path, len(path), agent.MaxSocketPath)
+		}
+	}
+	return nil
+}
+
 // claim makes the agent's folders, and keeps other agents away from them until the
 // file is closed.
 func (d *daemon) claim() (*os.File, error) {
-	// Who uses sockets has to get there; what is in the state is nobody's business.
-	if err := os.MkdirAll(d.folder, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(d.State, 0o700); err != nil {
+	if err := d.makeFolders(); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(d.Socket+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -117,11 +138,37 @@ func (d *daemon) claim() (*os.File, error) {
 	return f, nil
 }
 
-// listen makes the agent's socket. All users may connect, to be told in words what
-// they may not do.
+// makeFolders makes the agent's folders. Who uses sockets has to get there; what is in
+// the state is nobody's business.
+func (d *daemon) makeFolders() error {
+	defer unix.Umask(unix.Umask(0o022))
+	if err := os.MkdirAll(d.folder, 0o755); err != nil {
+		return err
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(d.folder, &stat); err != nil {
+		return err
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFDIR || int(stat.Uid) != d.own.uid || stat.Mode&0o022 != 0 {
+		return fmt.Errorf("%s is not a folder that user %d alone can change: others could put sockets there", d.folder, d.own.uid)
+	}
+	return os.MkdirAll(d.State, 0o700)
+}
+
+// listen makes the agent's socket, in place of that of an agent that is no more. All
+// users may connect, to be told in words what they may not do.
 func (d *daemon) listen() (net.Listener, error) {
-	if err := os.Remove(d.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+	info, err := os.Lstat(d.Socket)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s: %w, and is no socket", d.Socket, fs.ErrExist)
+	default:
+		if err := os.Remove(d.Socket); err != nil {
+			return nil, err
+		}
 	}
 	l, err := net.Listen("unix", d.Socket)
 	if err != nil {
@@ -190,9 +237,4 @@ func (d *daemon) usedKeys() {
 	case d.unlocked <- struct{}{}:
 	default: // it is about to
 	}
-}
-
-// self tells about the agent.
-func (d *daemon) self() *api.Agent {
-	return &api.Agent{Release: d.Release, PID: os.Getpid(), Since: d.since, Datastores: d.Datastores}
 }

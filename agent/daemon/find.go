@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 )
@@ -30,12 +28,10 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 	for _, root := range d.Datastores {
 		d.scan(ctx, root, found)
 	}
-	unlocked, err := d.unlockedVMs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, vm := range unlocked {
-		found[vm.Descriptor] = vm
+	for _, vm := range d.unlockedVMs(ctx) {
+		if vm != nil {
+			found[vm.Descriptor] = *vm
+		}
 	}
 	list := &api.List{VMs: []api.VM{}}
 	for _, vm := range found {
@@ -43,23 +39,6 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 	}
 	slices.SortFunc(list.VMs, func(a, b api.VM) int { return strings.Compare(a.Descriptor, b.Descriptor) })
 	return list, ctx.Err()
-}
-
-// askedAtOnce is how many disk servers are asked for their status at a time.
-const askedAtOnce = 32
-
-func (d *daemon) unlockedVMs(ctx context.Context) ([]api.VM, error) {
-	machines := d.wanted()
-	vms := make([]api.VM, len(machines))
-	var asking errgroup.Group
-	asking.SetLimit(askedAtOnce)
-	for i, m := range machines {
-		asking.Go(func() error {
-			vms[i] = m.status(ctx)
-			return nil
-		})
-	}
-	return vms, asking.Wait()
 }
 
 // scan adds the VMs of a datastore as far as they can be read. It follows no symbolic
@@ -95,33 +74,37 @@ const maxFiles = 200_000
 
 // look adds the VM of a descriptor if it has encrypted disks.
 func (d *daemon) look(path string, found map[string]api.VM) {
-	t, err := agent.OpenBeneath(d.Datastores, imageOf(path))
+	t, err := agent.OpenBeneath(d.Datastores, path)
 	if err != nil {
-		name := filepath.Base(path)
-		found[path] = api.VM{Name: name, Descriptor: path, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error()}
+		found[path] = *brokenVM(path, err)
 		return
 	}
 	if !t.Plain() {
-		found[path] = lockedVM(t)
+		found[path] = *lockedVM(t)
 	}
 }
 
-// imageOf gives the path of the bare image that a descriptor belongs to by its name,
-// or else the descriptor's own.
-func imageOf(descriptor string) string {
-	image := strings.TrimSuffix(descriptor, ".vmx")
-	if filepath.Ext(image) == "" {
-		return descriptor
+// open opens the VM that a client means by a path.
+func (d *daemon) open(path string) (*agent.Target, error) {
+	t, err := agent.OpenBeneath(d.Datastores, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrUnknownVM, err)
 	}
-	if info, err := os.Lstat(image); err != nil || !info.Mode().IsRegular() {
-		return descriptor
-	}
-	return image
+	return t, err
 }
 
-func lockedVM(t *agent.Target) api.VM {
+// locked tells of a VM that is locked.
+func (d *daemon) locked(path string) (*api.VM, error) {
+	t, err := d.open(path)
+	if err != nil {
+		return nil, err
+	}
+	return lockedVM(t), nil
+}
+
+func lockedVM(t *agent.Target) *api.VM {
 	vm := t.VM()
-	out := api.VM{Name: vm.Name, UUID: vm.UUID, Descriptor: vm.Descriptor, State: api.Locked, Disks: []api.Disk{}}
+	out := &api.VM{Name: vm.Name, UUID: vm.UUID, Descriptor: vm.Descriptor, State: api.Locked, Disks: []api.Disk{}}
 	for _, disk := range t.Disks {
 		if disk.Record == nil {
 			continue
@@ -132,6 +115,13 @@ func lockedVM(t *agent.Target) api.VM {
 		}
 	}
 	return out
+}
+
+// brokenVM is a VM of which there is not more to tell.
+func brokenVM(descriptor string, err error) *api.VM {
+	return &api.VM{
+		Name: filepath.Base(descriptor), Descriptor: descriptor, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error(),
+	}
 }
 
 // find gives the path that a client means: one of a descriptor or an image.
@@ -156,7 +146,7 @@ func (d *daemon) find(ctx context.Context, vm string) (string, error) {
 	case 0:
 		return "", fmt.Errorf("%w %q: no VM with encrypted disks has this name or UUID in %s", ErrUnknownVM, vm, strings.Join(d.Datastores, ", "))
 	case 1:
-		return imageOf(paths[0]), nil
+		return paths[0], nil
 	}
 	return "", fmt.Errorf("%w: %s: name one of %s", ErrAmbiguous, vm, strings.Join(paths, ", "))
 }

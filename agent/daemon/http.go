@@ -6,32 +6,40 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 )
 
-// routes are the operations of api/openapi.yaml.
+// operations are those of api/openapi.yaml.
+func (d *daemon) operations() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"GET /v1/vms": handle(d, viewer, func(ctx context.Context, _ *http.Request) (any, error) {
+			return d.list(ctx)
+		}),
+		"GET /v1/vm": handle(d, viewer, func(ctx context.Context, r *http.Request) (any, error) {
+			return d.status(ctx, r.URL.Query().Get("vm"))
+		}),
+		"GET /v1/agent": handle(d, viewer, func(context.Context, *http.Request) (any, error) {
+			return d.self(), nil
+		}),
+		"POST /v1/unlock": handle(d, operator, withBody(d.unlock)),
+		"POST /v1/lock":   handle(d, operator, withBody(d.lock)),
+		"GET /v1/openapi.yaml": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/yaml")
+			_, _ = w.Write(api.OpenAPI) // a client that went away
+		},
+	}
+}
+
 func (d *daemon) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/vms", handle(d, viewer, func(ctx context.Context, _ *http.Request) (any, error) {
-		return d.list(ctx)
-	}))
-	mux.HandleFunc("GET /v1/vm", handle(d, viewer, func(ctx context.Context, r *http.Request) (any, error) {
-		return d.status(ctx, r.URL.Query().Get("vm"))
-	}))
-	mux.HandleFunc("GET /v1/agent", handle(d, viewer, func(context.Context, *http.Request) (any, error) {
-		return d.self(), nil
-	}))
-	mux.HandleFunc("POST /v1/unlock", handle(d, operator, withBody(d.unlock)))
-	mux.HandleFunc("POST /v1/lock", handle(d, operator, withBody(d.lock)))
-	mux.HandleFunc("GET /v1/openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(api.OpenAPI) // a client that went away
-	})
+	for pattern, do := range d.operations() {
+		mux.HandleFunc(pattern, do)
+	}
 	mux.HandleFunc("/", handle(d, stranger, func(_ context.Context, r *http.Request) (any, error) {
 		return nil, fmt.Errorf("%w: there is no %s %s in this release; see /v1/openapi.yaml", errPath, r.Method, r.URL.Path)
 	}))
@@ -95,7 +103,6 @@ var statuses = []struct {
 	{ErrAmbiguous, http.StatusConflict},
 	{errPath, http.StatusNotFound},
 	{ErrUnknownVM, http.StatusNotFound},
-	{fs.ErrNotExist, http.StatusNotFound},
 }
 
 // ofExitCodes are the statuses of all others, by the exit codes of docs/cli.md.
@@ -121,6 +128,7 @@ func statusOf(err error, exitCode int) int {
 }
 
 func send(w http.ResponseWriter, status int, answer any) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTime)) // a connection can
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(answer) // a client that went away

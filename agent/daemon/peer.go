@@ -43,14 +43,15 @@ func (g Groups) resolve() access {
 	return access{groupID(g.View), groupID(g.Operate), groupID(g.Admin)}
 }
 
+// groupID gives the number of a group, which may be its name.
 func groupID(name string) uint32 {
-	group, err := user.LookupGroup(name)
-	if err != nil {
-		slog.Warn("nobody but root has the rights of this group", "group", name, "error", err)
-		return noGroup
+	number := name
+	if group, err := user.LookupGroup(name); err == nil {
+		number = group.Gid
 	}
-	id, err := strconv.ParseUint(group.Gid, 10, 32)
+	id, err := strconv.ParseUint(number, 10, 32)
 	if err != nil {
+		slog.Warn("there is no such group: nobody but root has its rights", "group", name)
 		return noGroup
 	}
 	return uint32(id)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,15 +16,75 @@ import (
 )
 
 // process is a disk server, whoever started it.
-type process struct{ *os.File } // a pidfd: pidfd_open(2)
+type process struct {
+	pidfd *os.File      // pidfd_open(2); closed once nobody refers to it
+	ended chan struct{} // closed when it has ended
+	since time.Time     // when it was found, or started
+}
 
-// newProcess takes a pidfd, or -1 for none.
+// newProcess takes a pidfd.
 func newProcess(fd int) *process {
-	if fd < 0 {
-		return &process{nil}
-	}
 	_ = unix.SetNonblock(fd, true) // to wait for it without a thread; it can't fail for one that is open
-	return &process{os.NewFile(uintptr(fd), "disk server")}
+	p := &process{os.NewFile(uintptr(fd), "disk server"), make(chan struct{}), time.Now()}
+	go p.await()
+	return p
+}
+
+// await notices the end: then there is something to read.
+func (p *process) await() {
+	defer close(p.ended)
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool { // there is nothing to fail
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 && err == nil
+	})
+}
+
+// lives tells whether there is a process that has not ended.
+func (p *process) lives() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// termTime is how long a disk server has to end after a signal.
+const termTime = 10 * time.Second
+
+// end has the process end, if it has not: asked to, and then by force.
+func (p *process) end() error {
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := p.signal(signal); err != nil {
+			return err
+		}
+		select {
+		case <-p.ended:
+			return nil
+		case <-time.After(termTime):
+		}
+	}
+	return errors.New("the disk server does not end: its storage hangs; the keys go with it")
+}
+
+func (p *process) signal(s unix.Signal) error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), s, nil, 0) })
+	if errors.Is(sent, unix.ESRCH) {
+		sent = nil // it has ended
+	}
+	return errors.Join(err, sent)
 }
 
 // serving finds the process that serves in a directory.
@@ -36,13 +97,26 @@ func serving(ctx context.Context, directory string) (*process, *diskserver.Statu
 	if err != nil {
 		return nil, nil, os.NewSyscallError("pidfd_open", err)
 	}
-	p := newProcess(fd)
 	// Another process may have got the number in between; then this one is gone.
 	if again, err := statusOfServer(ctx, directory); err != nil || again.PID != status.PID {
-		p.Close()
+		unix.Close(fd)
 		return nil, nil, errors.Join(errors.New("the disk server has just ended"), err)
 	}
-	return p, status, nil
+	return newProcess(fd), status, nil
+}
+
+// askTime is how long a disk server may take to tell its status.
+const askTime = 5 * time.Second
+
+func statusOfServer(ctx context.Context, directory string) (*diskserver.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	client, err := diskserver.Connect(ctx, directory)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return client.Status(ctx)
 }
 
 // silent finds the process of a directory that can't be asked: QEMU's user may have
@@ -64,6 +138,7 @@ func silent(directory string) (*process, error) {
 }
 
 // findIn gives a pidfd of the process of the own user that works in a folder, or -1.
+// Only root can see where a disk server works.
 func findIn(folder *os.File) int {
 	want, err := folder.Stat()
 	if err != nil {
@@ -78,7 +153,7 @@ func findIn(folder *os.File) int {
 		}
 		// Who owns the folder can work in it, too, but not as the own user.
 		works, err := os.Stat(filepath.Join(dir, "cwd"))
-		if err == nil && os.SameFile(works, want) && ownedBySelf(dir) {
+		if err == nil && os.SameFile(works, want) && isOwn(dir) {
 			return fd
 		}
 		unix.Close(fd)
@@ -86,66 +161,14 @@ func findIn(folder *os.File) int {
 	return -1
 }
 
-func ownedBySelf(path string) bool {
-	var stat unix.Stat_t
-	return unix.Stat(path, &stat) == nil && int(stat.Uid) == os.Geteuid()
-}
-
-func statusOfServer(ctx context.Context, directory string) (*diskserver.Status, error) {
-	client, err := diskserver.Connect(ctx, directory)
+// isOwn tells whether a process, by its folder in /proc, was started by the own user
+// and runs as that: one that others started may be root's, and the folder's owner is
+// root if the process can't be dumped.
+func isOwn(dir string) bool {
+	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
-		return nil, err
+		return false
 	}
-	defer client.Close()
-	return client.Status(ctx)
-}
-
-// wait returns when the process has ended, or ctx.
-func (p *process) wait(ctx context.Context) error {
-	raw, err := p.SyscallConn()
-	if err != nil {
-		return err
-	}
-	interrupted := context.AfterFunc(ctx, func() { _ = p.SetReadDeadline(time.Unix(1, 0)) }) // fails for a closed one
-	err = raw.Read(p.hasEnded)
-	if !interrupted() && errors.Is(err, os.ErrDeadlineExceeded) {
-		return ctx.Err()
-	}
-	return err
-}
-
-// hasEnded tells whether there is something to read: the end.
-func (p *process) hasEnded(fd uintptr) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	return n > 0 && err == nil
-}
-
-// end has the process end, if it has not: asked to, and then by force.
-func (p *process) end(patience time.Duration) error {
-	for _, signal := range []unix.Signal{0, unix.SIGTERM, unix.SIGKILL} {
-		if err := p.signal(signal); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		err := p.wait(ctx)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		_ = p.SetReadDeadline(time.Time{}) // it worked to set one
-	}
-	return errors.New("the disk server does not end: its storage hangs; the keys go with it")
-}
-
-func (p *process) signal(s unix.Signal) error {
-	raw, err := p.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	err = raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), s, nil, 0) })
-	if errors.Is(sent, unix.ESRCH) {
-		sent = nil // it has ended
-	}
-	return errors.Join(err, sent)
+	uid := strconv.Itoa(os.Geteuid())
+	return strings.Contains(string(status), "\nUid:\t"+uid+"\t"+uid+"\t")
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 )
 
 // action is what an entry of the audit log is about.
@@ -49,20 +48,26 @@ type keyEntry struct {
 	KEKID    string `json:"kekID"`
 }
 
-// maxReason bounds a reason in bytes.
-const maxReason = 1 << 10
+// Limits of what others have written, in bytes.
+const (
+	maxReason = 1 << 10
+	maxName   = 256
+)
 
-func (m *machine) entry(ctx context.Context, act action) *entry {
+func clip(text string, limit int) string { return text[:min(len(text), limit)] }
+
+func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor}
 	if who, ok := ctx.Value(peerKey{}).(peer); ok {
 		e.UID, e.PID = who.uid, who.pid
 	}
+	e.about(w)
 	return e
 }
 
 // about adds which VM it is.
-func (e *entry) about(vm diskserver.VM, w wish) {
-	e.VM, e.UUID, e.ReadOnly = vm.Name, vm.UUID, w.ReadOnly
+func (e *entry) about(w wish) {
+	e.VM, e.UUID, e.ReadOnly = clip(w.VM.Name, maxName), clip(w.VM.UUID, maxName), w.ReadOnly
 }
 
 // released writes down which keys leave the agent, before they do.
@@ -76,13 +81,12 @@ func (d *daemon) released(e *entry, keys []agent.Release) error {
 // conclude writes down how it ended. Nothing can be done if that fails: what was to be
 // on record was written before.
 func (d *daemon) conclude(e *entry, err error) {
-	result := resultSuccess
+	result, log := resultSuccess, slog.With("vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "pid", e.PID)
 	if err != nil {
-		result = resultFailure
-		e.Reason = err.Error()
-		e.Reason = e.Reason[:min(len(e.Reason), maxReason)]
+		result, e.Reason = resultFailure, clip(err.Error(), maxReason)
+		log = log.With("error", err)
 	}
-	slog.Info("done", "action", e.Action, "result", result, "vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "reason", e.Reason)
+	log.Info(string(e.Action), "result", result)
 	if err := d.write(e, result); err != nil {
 		slog.Error("the audit log can't be written", "error", err)
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
@@ -111,36 +113,57 @@ func socketUser(name string) (diskserver.User, error) {
 	return diskserver.User{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}, nil
 }
 
+// lookUpUser finds a user by name or number; one without a name has the group of the
+// same number.
 func lookUpUser(name string) (diskserver.User, error) {
+	uid, gid := name, name
 	u, err := user.Lookup(name)
 	if err != nil {
-		if u, err = user.LookupId(name); err != nil {
-			return diskserver.User{}, fmt.Errorf("there is no user %q", name)
-		}
+		u, err = user.LookupId(name)
 	}
-	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err == nil {
+		uid, gid = u.Uid, u.Gid
+	}
+	uidNumber, err := strconv.ParseUint(uid, 10, 32)
 	if err != nil {
-		return diskserver.User{}, err
+		return diskserver.User{}, fmt.Errorf("there is no user %q", name)
 	}
-	gid, err := strconv.ParseUint(u.Gid, 10, 32)
-	return diskserver.User{UID: uint32(uid), GID: uint32(gid)}, err
+	gidNumber, err := strconv.ParseUint(gid, 10, 32)
+	return diskserver.User{UID: uint32(uidNumber), GID: uint32(gidNumber)}, err
 }
 
-// agentClient is a client of the agent that the configuration leads to.
+// agentClient is a client of the agent that the command line or the configuration
+// leads to.
 func agentClient(c *cli.Context) (*api.Client, error) {
-	p, err := config.Locate(c.String("config"))
+	socket, err := clientSocket(c)
 	if err != nil {
 		return nil, err
 	}
+	return api.NewClient(socket), nil
+}
+
+// clientSocket is where the agent listens that a command asks. Who may use root's
+// needs no configuration.
+func clientSocket(c *cli.Context) (string, error) {
 	if socket := c.String("socket"); socket != "" {
-		return api.NewClient(socket), nil
+		return socket, nil
+	}
+	p, err := config.Locate(c.String("config"))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(p.File); errors.Is(err, fs.ErrNotExist) && c.String("config") == "" && os.Getenv("VMCRYPT_HOME") == "" {
+		return systemSocket, nil
 	}
 	cfg, err := config.Load(p.File)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return api.NewClient((&environment{config: cfg, paths: p}).agentSocket()), nil
+	return (&environment{config: cfg, paths: p}).agentSocket(), nil
 }
+
+// systemSocket is where root's agent listens.
+const systemSocket = "/run/vmcrypt/agent.sock"
 
 func agentFlags() []cli.Flag {
 	return []cli.Flag{&cli.StringFlag{Name: "socket", Usage: "ask the agent that listens at `PATH` (default: what the configuration says)"}}

@@ -52,6 +52,8 @@ var codes = []struct {
 	code int
 }{
 	{image.ErrInUse, exitInUse},
+	{agent.ErrOutside, exitFailure},
+	{daemon.ErrUnknownVM, exitFailure},
 	{conversion.ErrJournal, exitTampered},
 	{agent.ErrUnfinished, exitUnfinished},
 	{agent.ErrNode, exitUsage},
@@ -96,6 +98,8 @@ var hints = []struct {
 	err  error
 	hint string
 }{
+	{daemon.ErrClients, "power the VM off first; --force takes its disks away from it"},
+	{daemon.ErrUnlocked, "lock it first"},
 	{image.ErrInUse, "power the VM off, or stop the program that has the disk open"},
 	{dek.ErrTampered, "restore the descriptor from a backup; nothing was written"},
 	{vmx.ErrRecord, "restore the descriptor from a backup; nothing was written"},

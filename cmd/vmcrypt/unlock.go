@@ -1,9 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,14 +56,14 @@ func askAbout(c *cli.Context, ask func(client *api.Client, vm string) (*api.VM, 
 }
 
 // pathOrName is what the agent understands: a path from the root, or else a name. What
-// exists, or looks like a path, is one.
+// looks like a path, or exists, is one; but the folder of a VM often has its name.
 func pathOrName(arg string) (string, error) {
-	_, err := os.Lstat(arg)
-	isPath := err == nil || strings.Contains(arg, "/") || strings.EqualFold(filepath.Ext(arg), ".vmx")
-	if !isPath && errors.Is(err, fs.ErrNotExist) {
-		return arg, nil
+	info, err := os.Lstat(arg)
+	isFile := err == nil && !info.IsDir()
+	if isFile || strings.Contains(arg, "/") || strings.EqualFold(filepath.Ext(arg), ".vmx") {
+		return filepath.Abs(arg)
 	}
-	return filepath.Abs(arg)
+	return arg, nil
 }
 
 func printVM(c *cli.Context, vm *api.VM) {
