@@ -97,6 +97,7 @@ func TestKeysInMemory(t *testing.T) {
 	}
 	for _, engine := range []string{"auto", "crypto-aes"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			h, _ := startHostWithKMS(t)
 			h.stopAgent(syscall.SIGTERM)
 			h.edit(filepath.Join(h.home.dir, "config.yaml"), `(?m)^engine: auto$`, "engine: "+engine+" # as is tested")
@@ -105,6 +106,7 @@ func TestKeysInMemory(t *testing.T) {
 		})
 	}
 	t.Run("own key manager", func(t *testing.T) {
+		t.Parallel()
 		h := startHost(t) // the agent itself serves the key manager of the host
 		h.checkKeysInMemory()
 	})
