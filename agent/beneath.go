@@ -12,7 +12,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 )
 
-// ErrOutside: a path leads out of the folders that it has to stay in.
+// ErrOutside is the error for a path that leads out of the folders that it has to stay in.
 var ErrOutside = errors.New("not in a datastore")
 
 // OpenBeneath is Open for a path that somebody else chose: the descriptor and its

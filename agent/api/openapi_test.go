@@ -91,8 +91,8 @@ func (d *document) compare(t *testing.T, where string, s *schema, typ reflect.Ty
 func (d *document) compareFields(t *testing.T, where string, s *schema, typ reflect.Type) {
 	t.Helper()
 	known := map[string]bool{}
-	for i := range typ.NumField() {
-		name, options, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+	for field := range typ.Fields() {
+		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		known[name] = true
 		property, ok := s.Properties[name]
 		if !ok {
@@ -102,7 +102,7 @@ func (d *document) compareFields(t *testing.T, where string, s *schema, typ refl
 		if required := options != "omitempty"; slices.Contains(s.Required, name) != required {
 			t.Errorf("%s.%s: required: %t", where, name, !required)
 		}
-		d.compare(t, where+"."+name, property, typ.Field(i).Type)
+		d.compare(t, where+"."+name, property, field.Type)
 	}
 	for name := range s.Properties {
 		if !known[name] {

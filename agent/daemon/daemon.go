@@ -142,7 +142,7 @@ func (d *daemon) claim() (*os.File, error) {
 // the state is nobody's business.
 func (d *daemon) makeFolders() error {
 	defer unix.Umask(unix.Umask(0o022))
-	if err := os.MkdirAll(d.folder, 0o755); err != nil {
+	if err := os.MkdirAll(d.folder, 0o755); err != nil { //nolint:gosec // as is said above
 		return err
 	}
 	var stat unix.Stat_t
@@ -170,11 +170,11 @@ func (d *daemon) listen() (net.Listener, error) {
 			return nil, err
 		}
 	}
-	l, err := net.Listen("unix", d.Socket)
+	l, err := new(net.ListenConfig).Listen(d.ctx, "unix", d.Socket)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(d.Socket, 0o666); err != nil {
+	if err := os.Chmod(d.Socket, 0o666); err != nil { //nolint:gosec // as is said above
 		return nil, errors.Join(err, l.Close())
 	}
 	return newGate(l, d.access), nil

@@ -58,7 +58,7 @@ func (d *daemon) scan(ctx context.Context, root string, found map[string]api.VM)
 		case err != nil && entry != nil && entry.IsDir():
 			return fs.SkipDir // perhaps it has just been removed
 		case err != nil:
-			return nil
+			return nil //nolint:nilerr // likewise
 		case entry.Type().IsRegular() && strings.EqualFold(filepath.Ext(name), ".vmx"):
 			d.look(filepath.Join(root, name), found)
 		}

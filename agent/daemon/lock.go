@@ -84,7 +84,7 @@ func (m *machine) awaitClients(ctx context.Context) error {
 	}
 }
 
-// ErrLocking: the VM is locked, but not all went well.
+// ErrLocking is the error for a VM that is locked, though not all went well.
 var ErrLocking = errors.New("locked, but something failed on the way; what the guest wrote last may be lost")
 
 // stop ends the disk server. It unlocks the VM no more even if this agent ends now.

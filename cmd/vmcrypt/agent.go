@@ -83,7 +83,7 @@ const unlocksPerCPU = 4
 
 // diskServer is a process of this program, whatever release replaces its file.
 func diskServer(program string) *exec.Cmd {
-	cmd := exec.Command(program, "disk-server")
+	cmd := exec.Command(program, "disk-server") //nolint:noctx // it outlives the agent
 	cmd.Dir, cmd.Stderr = "/", os.Stderr
 	return cmd
 }

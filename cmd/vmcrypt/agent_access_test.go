@@ -259,10 +259,12 @@ func TestManyStrangers(t *testing.T) {
 	defer cmd.Wait() //nolint:errcheck // what it says counts
 	defer in.Close()
 	scanner := bufio.NewScanner(out)
-	for scanner.Scan() && !strings.Contains(scanner.Text(), "are open") {
+	said := ""
+	for !strings.Contains(said, "are open") && scanner.Scan() {
+		said = scanner.Text()
 	}
-	if line := scanner.Text(); !strings.HasSuffix(line, "8 are open") {
-		t.Errorf("of a stranger's connections %q", line)
+	if !strings.HasSuffix(said, "8 are open") {
+		t.Errorf("of a stranger's connections %q", said)
 	}
 	if open := len(names(t, fmt.Sprintf("/proc/%d/fd", h.agent.Process.Pid))); open > 50 {
 		t.Errorf("the agent has %d files open", open)

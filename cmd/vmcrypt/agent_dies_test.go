@@ -26,6 +26,7 @@ const killsOfAgent = 10
 // TestAgentIsKilled kills the agent while a guest writes and checks: the guest notices
 // nothing.
 func TestAgentIsKilled(t *testing.T) {
+	t.Parallel() // it waits a lot
 	testtool.Need(t, "fio")
 	h := startHost(t)
 	plain := filepath.Join(t.TempDir(), "plain")
@@ -119,6 +120,7 @@ func TestAgentStops(t *testing.T) {
 
 // TestDiskServerDies: the agent, or the next one, starts another on the same sockets.
 func TestDiskServerDies(t *testing.T) {
+	t.Parallel() // it waits a lot
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0", "scsi0:1")
 	vm := h.unlock(target)
@@ -265,6 +267,7 @@ func (k *keyManager) connections() int {
 // TestDiskServerDiesWithoutKeyManager: the agent goes on trying, says why, and a lock
 // ends that.
 func TestDiskServerDiesWithoutKeyManager(t *testing.T) {
+	t.Parallel() // it waits a lot
 	h, kms := startHostWithKMS(t)
 	h.vm("web01", "scsi0:0")
 	kill := func() {
@@ -330,6 +333,7 @@ func TestLockNeedsNoKeyManager(t *testing.T) {
 // TestDiskServerOutOfReach: QEMU's user can keep the agent from asking a disk server,
 // and not from ending it.
 func TestDiskServerOutOfReach(t *testing.T) {
+	t.Parallel() // it waits a lot
 	if os.Getuid() != 0 {
 		t.Skip("only root sees where a disk server works")
 	}
@@ -423,6 +427,7 @@ func TestReboot(t *testing.T) {
 
 // TestDiskServerHangs: one that does not end when asked to is ended by force.
 func TestDiskServerHangs(t *testing.T) {
+	t.Parallel() // it waits a lot
 	testtool.Long(t) // 20 s of patience
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
@@ -440,6 +445,7 @@ func TestDiskServerHangs(t *testing.T) {
 
 // TestClientGoesAway: an unlock that nobody waits for any more unlocks nothing.
 func TestClientGoesAway(t *testing.T) {
+	t.Parallel() // it waits a lot
 	h, kms := startHostWithKMS(t)
 	target := h.vm("web01", "scsi0:0")
 	kms.down()

@@ -97,6 +97,7 @@ func TestKeysInMemory(t *testing.T) {
 	}
 	for _, engine := range []string{"auto", "crypto-aes"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			h, _ := startHostWithKMS(t)
 			h.stopAgent(syscall.SIGTERM)
 			h.edit(filepath.Join(h.home.dir, "config.yaml"), `(?m)^engine: auto$`, "engine: "+engine+" # as is tested")
@@ -105,6 +106,7 @@ func TestKeysInMemory(t *testing.T) {
 		})
 	}
 	t.Run("own key manager", func(t *testing.T) {
+		t.Parallel()
 		h := startHost(t) // the agent itself serves the key manager of the host
 		h.checkKeysInMemory()
 	})
@@ -120,7 +122,11 @@ func (h *host) checkKeysInMemory() {
 		keks, deks = append(keks, ofKEK...), append(deks, ofDEK...)
 	}
 	all := append(keks, deks...)
-	for range 2 {
+	rounds := 1
+	if os.Getenv("VMCRYPT_TEST_LONG") == "1" {
+		rounds = 5
+	}
+	for range rounds {
 		vm := h.unlock(target)
 		for _, d := range vm.Disks {
 			if out, ok := qemuIO(t, d.URI, "write -P 1 0 64k", "read 0 64k"); !ok {

@@ -91,6 +91,7 @@ func TestUnlockHonoursQEMU(t *testing.T) {
 
 // TestLockWithClients: a guest's disks are not taken away from it, unless that is said.
 func TestLockWithClients(t *testing.T) {
+	t.Parallel() // it waits a lot
 	h := startHost(t)
 	vm := h.unlock(h.image("disk.img"))
 	stop := connected(t, vm.Disks[0].URI)

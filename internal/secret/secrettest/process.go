@@ -71,7 +71,7 @@ func (h *haystack) search(start, end int64) (found []string) {
 	step := int64(windowSize - h.longest + 1) // windows overlap
 	for at := start; at < end; at += step {
 		n, _ := h.memory.ReadAt(window[:min(windowSize, end-at)], at) // unmapped by now: nothing
-		if !bytes.Equal(window[:n], untouched[:n]) { // as most of it is
+		if !bytes.Equal(window[:n], untouched[:n]) {                  // as most of it is
 			found = append(found, h.in(window[:n])...)
 		}
 	}
