@@ -24,7 +24,7 @@ PKG := ./...
 FUZZTIME := 2m
 
 # Packages with goroutines of their own, or that hand memory to the kernel.
-RACE := ./blockcrypt ./image ./internal/audit ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms ./nbd
+RACE := ./agent/... ./blockcrypt ./image ./internal/audit ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms ./nbd
 
 .PHONY: help build demo test crash crash-full lint generate fuzz bench bench-nbd
 

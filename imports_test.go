@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
 	"browse":                     {"image"},
-	"cmd/vmcrypt":                {"agent", "agent/api", "agent/daemon", "agent/diskserver", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/audit", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "vmx"},
+	"cmd/vmcrypt":                {"agent", "agent/api", "agent/daemon", "agent/diskserver", "blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/audit", "internal/config", "internal/durable", "internal/measure", "internal/secret", "kek", "kms", "nbd", "vmx"},
 	"dek":                        {"internal/secret"},
 	"image":                      {},
 	"internal/audit":             {"internal/durable"},

@@ -33,7 +33,7 @@ func (d Disk) check(f *image.File) error {
 	if err := d.checkFinished(); err != nil {
 		return err
 	}
-	if err := d.target.unchanged([]Disk{d}); err != nil {
+	if err := d.unchanged(); err != nil {
 		return err
 	}
 	if err := checkNoJournal(f.DataPath()); err != nil {
@@ -42,20 +42,18 @@ func (d Disk) check(f *image.File) error {
 	return d.checkMarkOf(f)
 }
 
-// unchanged compares disks, which are locked, with what their descriptor says now.
-// That was read before: a conversion may have come to its end in between, and a disk
-// have another key. From now on only who has the lock changes it.
-func (t *Target) unchanged(disks []Disk) error {
-	now, err := t.reopen()
+// unchanged compares a disk, which is locked, with what its descriptor says now. That
+// was read before: a conversion may have come to its end in between, and the disk have
+// another key. From now on only who has the lock changes it.
+func (d Disk) unchanged() error {
+	now, err := d.target.reopen()
 	if err != nil {
 		return err
 	}
-	for _, d := range disks {
-		same, err := now.disk(d.Node)
-		if err != nil || same.Path != d.Path || same.Format != d.Format || !reflect.DeepEqual(same.Record, d.Record) {
-			return fmt.Errorf("disk %s (%s): %w: %s has just been changed, and says something else of it",
-				d.Node, d.Path, image.ErrInUse, t.Descriptor)
-		}
+	same, err := now.disk(d.Node)
+	if err != nil || same.Path != d.Path || same.Format != d.Format || !reflect.DeepEqual(same.Record, d.Record) {
+		return fmt.Errorf("disk %s (%s): %w: %s has just been changed, and says something else of it",
+			d.Node, d.Path, image.ErrInUse, d.target.Descriptor)
 	}
 	return nil
 }

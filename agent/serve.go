@@ -30,8 +30,8 @@ func (h *Host) Serve(ctx context.Context, t *Target, opts ServeOptions, listenin
 	if err != nil {
 		return err
 	}
-	if err := t.checkState(d, true); err != nil {
-		return err
+	if d.Record == nil { // amid a conversion it may be: once it is locked, that is known
+		return t.checkState(d, true)
 	}
 	plain, err := h.openToServe(ctx, d, opts.ReadOnly)
 	if err != nil {

@@ -113,9 +113,6 @@ func (u *unlocking) open(d Disk) error {
 
 // launch starts the disk server of the disks that are open.
 func (u *unlocking) launch(ctx context.Context) error {
-	if err := u.target.unchanged(u.disks); err != nil {
-		return err
-	}
 	for i, d := range u.disks {
 		if err := u.unwrap(ctx, d, u.files[i]); err != nil {
 			return err

@@ -19,14 +19,13 @@ var _ NoWaitReader = (*File)(nil)
 // ReadAtNoWait reads what is in the page cache, where the file system has
 // RWF_NOWAIT (preadv2(2)). Elsewhere it reads nothing.
 func (f *File) ReadAtNoWait(p []byte, offset int64) bool {
-	conn, err := f.file.SyscallConn()
-	if err != nil || f.within(offset, int64(len(p))) != nil {
+	if f.within(offset, int64(len(p))) != nil {
 		return false
 	}
 	r := noWaitReads.Get().(*noWaitRead)
 	defer noWaitReads.Put(r)
 	r.iov[0], r.offset, r.n = p, offset, 0
-	err = conn.Control(r.control)
+	err := f.conn.Control(r.control)
 	r.iov[0] = nil
 	return err == nil && r.n == len(p)
 }

@@ -119,18 +119,14 @@ func (f *File) claimDevice() error {
 		return err
 	}
 	unclaimed := f.file
-	f.file, f.sync = claimed, claimed.Sync
+	f.use(claimed)
 	return unclaimed.Close()
 }
 
 // control runs do on the file descriptor, which stays open meanwhile.
 func (f *File) control(do func(fd int) error) error {
-	conn, err := f.file.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var failed error
-	if err := conn.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
+	if err := f.conn.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
 		return err
 	}
 	return failed

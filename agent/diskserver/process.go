@@ -69,6 +69,7 @@ type disk struct {
 func Run(ctx context.Context, release string) error {
 	// It ends when asked to, not with a terminal or a peer.
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	nbd.SpareProcessor()
 	pipe, err := inherited(answerFD)
 	if err != nil {
 		return err

@@ -427,7 +427,7 @@ func TestReboot(t *testing.T) {
 
 // TestDiskServerHangs: one that does not end when asked to is ended by force.
 func TestDiskServerHangs(t *testing.T) {
-	t.Parallel() // it waits a lot
+	t.Parallel()     // it waits a lot
 	testtool.Long(t) // 20 s of patience
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")

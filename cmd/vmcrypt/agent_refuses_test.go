@@ -34,7 +34,9 @@ func TestUnlockAmidConversion(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	serve := []string{"serve", disk, "--socket", filepath.Join(h.dir, "socket")}
 	h.fails(exitInUse, []string{disk, "in use"}, "unlock", disk)
+	h.fails(exitInUse, []string{disk, "in use"}, serve...)
 	if vm := h.named("disk.img"); vm.State != api.Locked || !strings.Contains(vm.Problem, "rekeying") {
 		t.Errorf("listed as %+v", vm)
 	}
@@ -43,6 +45,7 @@ func TestUnlockAmidConversion(t *testing.T) {
 	}
 	_ = cmd.Wait() // it was killed
 	h.fails(exitUnfinished, []string{"rekey --deep", disk}, "unlock", disk)
+	h.fails(exitUnfinished, []string{"rekey --deep", disk}, serve...)
 	h.untouched()
 	h.ok("rekey", disk, "--deep")
 	h.unlock(disk)

@@ -19,26 +19,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
 	"github.com/vmcrypt/vmcrypt/testimages"
 )
 
-// unlocked has the disks of a target served, until lock ends that.
-func unlocked(t *testing.T, h *home, target string) (uri func(node string) string, lock func()) {
-	t.Helper()
-	servers := make(map[string]*serving)
-	for _, d := range parseJSON[agent.Status](t, h.ok("status", "--json", target)).Disks {
-		servers[d.Node] = h.serve(target, "--disk", d.Node, "--socket", socketIn(t, "disk"))
-	}
-	lock = func() {
-		t.Helper()
-		for _, s := range servers {
-			s.stop()
-		}
-	}
-	return func(node string) string { return servers[node].uri }, lock
+// guestVM encrypts a VM with one disk, given its plain image. It gives the descriptor
+// and the file of the encrypted disk.
+func (h *host) guestVM(plain string) (descriptor, disk string) {
+	h.t.Helper()
+	source := filepath.Join(filepath.Dir(plain), "guest.vmx")
+	write(h.t, source, fmt.Appendf(nil, "displayName = \"guest\"\nscsi0:0.fileName = %q\n", filepath.Base(plain)))
+	h.ok("encrypt", source, "--output", h.at("guest"))
+	return h.at("guest/guest.vmx"), h.at("guest", filepath.Base(plain))
+}
+
+// decryptedDisk decrypts a VM and gives the file of a disk.
+func (h *host) decryptedDisk(descriptor, disk string) string {
+	h.t.Helper()
+	out := filepath.Join(h.t.TempDir(), "decrypted")
+	h.ok("decrypt", descriptor, "--output", out)
+	return filepath.Join(out, filepath.Base(disk))
 }
 
 // bootTime is far more than a guest takes.
@@ -123,22 +124,22 @@ func (m *machine) off() string {
 // TestSampleDiskBoots has QEMU boot a disk that is encrypted, and write to it.
 func TestSampleDiskBoots(t *testing.T) {
 	testtool.Need(t, "qemu-system-x86_64")
-	h := newHome(t)
-	dir := t.TempDir()
-	plain, encrypted := filepath.Join(dir, "plain.img"), filepath.Join(dir, "boot.img")
+	h := startHost(t)
+	plain := filepath.Join(t.TempDir(), "boot.img")
 	if err := testimages.Boot(plain, 1); err != nil {
 		t.Fatal(err)
 	}
-	h.ok("encrypt", plain, "--output", encrypted)
-	uri, lock := unlocked(t, h, encrypted)
-	m := boot(t, "-drive", "format=raw,file="+uri("scsi0:0"))
+	descriptor, encrypted := h.guestVM(plain)
+	m := boot(t, "-drive", "format=raw,file="+h.unlock(descriptor).Disks[0].URI)
 	if said := m.off(); said != testimages.Banner+testimages.Written {
 		t.Errorf("the machine said %q", said)
 	}
-	lock()
+	h.lock(descriptor)
 	want := read(t, plain)
 	copy(want[512:], testimages.Marker)
-	checkContent(t, h, encrypted, want)
+	if !bytes.Equal(read(t, h.decryptedDisk(descriptor, encrypted)), want) {
+		t.Error("the disk has other content than it should")
+	}
 	if bytes.Contains(read(t, encrypted), []byte(testimages.Marker[:16])) {
 		t.Error("what it wrote stands in the disk's file")
 	}
@@ -176,16 +177,13 @@ func TestGuestOnEncryptedDisk(t *testing.T) {
 		testtool.Need(t, tool)
 	}
 	kernel, initrd := linuxGuest(t)
-	h := newHome(t)
-	dir := t.TempDir()
-	plain, encrypted := filepath.Join(dir, "plain.img"), filepath.Join(dir, "disk.img")
+	h := startHost(t)
+	plain := filepath.Join(t.TempDir(), "disk.img")
 	execute(t, exec.Command(testtool.Need(t, "mke2fs"), "-q", "-t", "ext4", "-b", "4096", plain, "96M"))
-	h.ok("encrypt", plain, "--output", encrypted)
-
-	uri, lock := unlocked(t, h, encrypted)
+	descriptor, encrypted := h.guestVM(plain)
 	m := boot(t, "-m", "256", "-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests random.trust_cpu=on",
-		"-drive", "format=raw,if=virtio,discard=unmap,file="+uri("scsi0:0"))
+		"-drive", "format=raw,if=virtio,discard=unmap,file="+h.unlock(descriptor).Disks[0].URI)
 	m.await("files are written")
 	amid := dataIn(t, encrypted)
 	if _, err := io.WriteString(m.console, "go\n"); err != nil {
@@ -194,12 +192,12 @@ func TestGuestOnEncryptedDisk(t *testing.T) {
 	if said := m.off(); !strings.Contains(said, "guest is done") {
 		t.Fatal("the guest is not done")
 	}
-	lock()
-	checkGuestFiles(t, h, encrypted)
+	h.lock(descriptor)
+	checkGuestFiles(t, h, descriptor, encrypted)
 	if gone := amid - dataIn(t, encrypted); gone < goneBytes*9/10 { // others came, such as the journal's
 		t.Errorf("the guest trimmed %d bytes at least, and the disk's file is only %d smaller", goneBytes, gone)
 	}
-	checkFreeBlocks(t, h, encrypted)
+	checkFreeBlocks(t, h.decryptedDisk(descriptor, encrypted), encrypted)
 }
 
 // linuxGuest gives a kernel and the file system with which the guest begins.
@@ -254,15 +252,15 @@ func guestFolder(t *testing.T) string {
 }
 
 // checkGuestFiles looks for the files through the encryption.
-func checkGuestFiles(t *testing.T, h *home, encrypted string) {
+func checkGuestFiles(t *testing.T, h *host, descriptor, encrypted string) {
 	t.Helper()
-	if list := h.ok("ls", encrypted, "/srv"); !strings.Contains(list, "data") || strings.Contains(list, "goes") {
+	if list := h.ok("ls", descriptor, "/srv"); !strings.Contains(list, "data") || strings.Contains(list, "goes") {
 		t.Errorf("in /srv there is\n%s", list)
 	}
-	if note := h.ok("cat", encrypted, "/srv/data/note"); note != "written by the guest\n" {
+	if note := h.ok("cat", descriptor, "/srv/data/note"); note != "written by the guest\n" {
 		t.Errorf("the note is %q", note)
 	}
-	if stays := h.ok("cat", encrypted, "/srv/data/stays"); stays != strings.Repeat("a line that stays\n", 3_000_000/18+1)[:3_000_000] {
+	if stays := h.ok("cat", descriptor, "/srv/data/stays"); stays != strings.Repeat("a line that stays\n", 3_000_000/18+1)[:3_000_000] {
 		t.Errorf("the file that stays has other content, %d bytes", len(stays))
 	}
 	for _, text := range []string{"a line that stays", "a line that goes", "written by the g"} {
@@ -284,10 +282,8 @@ func dataIn(t *testing.T, path string) int64 {
 
 // checkFreeBlocks checks the decrypted file system, and that each of its free blocks
 // is a hole in the disk's file.
-func checkFreeBlocks(t *testing.T, h *home, encrypted string) {
+func checkFreeBlocks(t *testing.T, decrypted, encrypted string) {
 	t.Helper()
-	decrypted := filepath.Join(t.TempDir(), "decrypted")
-	h.ok("decrypt", encrypted, "--output", decrypted)
 	execute(t, exec.Command(testtool.Need(t, "e2fsck"), "-fn", decrypted))
 	f, extents := openMapped(t, encrypted)
 	defer f.Close()

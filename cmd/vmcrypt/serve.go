@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/nbd"
 )
 
 func serveCommand() *cli.Command {
@@ -39,6 +40,7 @@ func serveDisk(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	nbd.SpareProcessor()
 	opts := agent.ServeOptions{Disk: v.node, Socket: socket, ReadOnly: c.Bool("read-only")}
 	return v.host.Serve(c.Context, v.target, opts, func(node, uri string) {
 		if c.Bool("json") {

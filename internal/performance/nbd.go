@@ -37,24 +37,25 @@ const (
 type load struct {
 	name    string
 	args    []string
-	prepare func(disk *os.File) error // before, with the file of each disk
+	prepare func(disk *os.File) error // before, with the server's file
 }
 
 // servedSize is how much of a disk a load works on, in bytes.
 const servedSize = 1 << 30
 
 var (
-	randomRead32  = load{"4 KiB random read, depth 32", []string{"--rw=randread", "--bs=4k", "--iodepth=32"}, warmUp}
-	randomRead1   = load{"4 KiB random read, depth 1", []string{"--rw=randread", "--bs=4k", "--iodepth=1"}, warmUp}
-	randomWrite32 = load{"4 KiB random write, depth 32", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}, warmUp}
-	largeRead     = load{"1 MiB sequential read, depth 4", []string{"--rw=read", "--bs=1m", "--iodepth=4"}, warmUp}
-	largeWrite    = load{"1 MiB sequential write, depth 4", []string{"--rw=write", "--bs=1m", "--iodepth=4"}, warmUp}
-	coldRead128   = load{"4 KiB random read, depth 128, not in the page cache", []string{"--rw=randread", "--bs=4k", "--iodepth=128"}, coolDown}
+	randomRead32  = load{"4 KiB random read, depth 32", []string{"--rw=randread", "--bs=4k", "--iodepth=32"}, cacheForRandom}
+	randomRead1   = load{"4 KiB random read, depth 1", []string{"--rw=randread", "--bs=4k", "--iodepth=1"}, cacheForRandom}
+	randomWrite32 = load{"4 KiB random write, depth 32", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}, cacheForRandom}
+	largeRead     = load{"1 MiB sequential read, depth 4", []string{"--rw=read", "--bs=1m", "--iodepth=4"}, cache}
+	largeWrite    = load{"1 MiB sequential write, depth 4", []string{"--rw=write", "--bs=1m", "--iodepth=4"}, cache}
+	coldRead128   = load{"4 KiB random read, depth 128, not in the page cache", []string{"--rw=randread", "--bs=4k", "--iodepth=128"}, uncache}
 )
 
 // server is a program that serves a disk over NBD.
 type server struct {
 	name    string
+	disk    string   // the file that it serves
 	command []string // SOCKET stands for the path of its socket
 	export  string
 
@@ -110,23 +111,23 @@ func (w workshop) prepareServed(ctx context.Context) error {
 }
 
 func (w workshop) ours() *server {
-	return &server{name: servedEncrypted, export: "scsi0:0", command: []string{ourBinary, "serve", w.in("served"), "--socket", "SOCKET"}}
+	return &server{name: servedEncrypted, disk: w.in("served"), export: "scsi0:0", command: []string{ourBinary, "serve", w.in("served"), "--socket", "SOCKET"}}
 }
 
 func (w workshop) oursPlain() (*server, error) {
 	program, err := os.Executable() // not by /proc/self, which would be taskset
 	command := self("serve", w.in("dense"), "SOCKET")
 	command[0] = program
-	return &server{name: servedPlain, command: command}, err
+	return &server{name: servedPlain, disk: w.in("dense"), command: command}, err
 }
 
 func (w workshop) nbdkit() *server {
-	return &server{name: nbdkitFile, command: []string{"nbdkit", "-f", "-U", "SOCKET", "file", w.in("dense")}}
+	return &server{name: nbdkitFile, disk: w.in("dense"), command: []string{"nbdkit", "-f", "-U", "SOCKET", "file", w.in("dense")}}
 }
 
 func (w workshop) nbdkitLUKS() *server {
-	return &server{name: nbdkitLUKS, command: []string{"nbdkit", "-f", "-U", "SOCKET", "--filter=luks", "file", w.in("served.luks"),
-		"passphrase=+" + w.in("passphrase")}}
+	return &server{name: nbdkitLUKS, disk: w.in("served.luks"), command: []string{
+		"nbdkit", "-f", "-U", "SOCKET", "--filter=luks", "file", w.in("served.luks"), "passphrase=+" + w.in("passphrase")}}
 }
 
 // qemuNBDModes are those ways to run qemu-nbd of which the best counts.
@@ -138,7 +139,7 @@ var qemuNBDModes = [][]string{
 func (w workshop) qemuNBD() (all []*server) {
 	for _, mode := range qemuNBDModes {
 		all = append(all, &server{
-			name: called("qemu-nbd", mode),
+			name: called("qemu-nbd", mode), disk: w.in("served.luks"),
 			command: append([]string{"qemu-nbd", "--persistent", "--shared=0", "--socket=SOCKET", "--object", "secret,id=pass,file=" + w.in("passphrase"),
 				"--image-opts", "driver=luks,key-secret=pass,file.locking=off,file.filename=" + w.in("served.luks")}, mode...),
 		})
@@ -203,7 +204,7 @@ func (w workshop) cold(ctx context.Context, rounds int) (table, [][]string, erro
 	if err != nil {
 		return table{}, nil, err
 	}
-	servers := []*server{w.ours(), qemu, {name: noServer}}
+	servers := []*server{w.ours(), qemu, {name: noServer, disk: w.in("dense")}}
 	loads := []load{coldRead128}
 	results, err := w.compete(ctx, rounds, servers, loads, nil)
 	if err != nil {
@@ -305,7 +306,7 @@ const (
 
 // run has fio apply a load to a server.
 func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (performance, error) {
-	if err := w.eachServed(l.prepare); err != nil {
+	if err := s.prepare(l); err != nil {
 		return performance{}, err
 	}
 	args := append(append([]string{}, pin...), "fio", "--name=load", "--output-format=json", "--time_based", "--randrepeat=0",
@@ -324,29 +325,32 @@ func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (per
 	return parseFio(out, s.used()-before)
 }
 
-// eachServed does something with the file of each disk.
-func (w workshop) eachServed(do func(*os.File) error) error {
-	for _, name := range []string{"dense", "served", "served.luks"} {
-		f, err := os.Open(w.in(name))
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(do(f), f.Close()); err != nil {
-			return err
-		}
+// prepare has the file of the server's disk as a load wants it: what earlier loads left
+// in the page cache has no part in it.
+func (s *server) prepare(l load) error {
+	f, err := os.Open(s.disk)
+	if err != nil {
+		return err
 	}
-	return nil
+	return errors.Join(uncache(f), l.prepare(f), f.Close())
 }
 
-// coolDown takes a file out of the page cache.
-func coolDown(f *os.File) error {
+// uncache takes a file out of the page cache.
+func uncache(f *os.File) error {
 	return errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 }
 
-// warmUp brings a file into the page cache.
-func warmUp(f *os.File) error {
-	_, err := io.Copy(struct{ io.Writer }{io.Discard}, f)
+// cache brings a file into the page cache.
+func cache(f *os.File) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, f, make([]byte, 1<<20))
 	return err
+}
+
+// cacheForRandom has the page cache hold a file as it does after random access, page
+// by page. After sequential access, ext4 would spend most of the time of a random
+// write on the neighbours of the page, in the same folio, and servers little.
+func cacheForRandom(f *os.File) error {
+	return errors.Join(unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM), cache(f))
 }
 
 // used is the CPU time that the server has taken so far: utime and stime of
@@ -450,5 +454,6 @@ func serve(disk, socket string) error {
 	if err != nil {
 		return err
 	}
+	nbd.SpareProcessor()
 	return s.Serve(ctx, l)
 }
