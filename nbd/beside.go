@@ -73,7 +73,7 @@ func (c *conn) change(r request, buf []byte) (errno, error) {
 	case r.has(cmdFlagNoHole):
 		return 0, c.writeZeros(r)
 	}
-	return 0, disk.Discard(int64(r.offset), int64(r.length)) // trims, too, leave zeros
+	return 0, c.discard(r) // trims, too, leave zeros
 }
 
 func (c *conn) sendVerdict(r request, e errno, buf []byte) error {
@@ -122,6 +122,7 @@ func (c *conn) readWhole(r request, buf []byte) error {
 	message := buf[headroom-simpleSize : headroom+int(n)]
 	for {
 		if _, err := c.stream.Write(message); err != nil {
+			c.stream.abort() // nothing may follow, not even from who is the next to send
 			return err
 		}
 		c.export.read.Add(uint64(n))
@@ -131,6 +132,7 @@ func (c *conn) readWhole(r request, buf []byte) error {
 		n = r.piece()
 		if err := c.readPiece(r, n, buf); err != nil {
 			c.export.failed("read", r, err)
+			c.stream.abort()
 			return err
 		}
 		message = buf[headroom:][:n]
@@ -149,8 +151,26 @@ func (c *conn) cache(r request, buf []byte) error {
 	return nil
 }
 
+// discard makes zeros, which can take as long as to write them.
+func (c *conn) discard(r request) error {
+	for r.length > 0 {
+		if c.stopping.Load() {
+			return errStopping
+		}
+		n := min(r.length, mapWindow-uint32(r.offset%mapWindow))
+		if err := c.export.Disk.Discard(int64(r.offset), int64(n)); err != nil {
+			return err
+		}
+		r = r.after(n)
+	}
+	return nil
+}
+
 func (c *conn) writeZeros(r request) error {
 	for r.length > 0 {
+		if c.stopping.Load() {
+			return errStopping
+		}
 		n := r.piece()
 		if _, err := c.export.Disk.WriteAt(zeros[:n], int64(r.offset)); err != nil {
 			return err
@@ -178,8 +198,8 @@ func (c *conn) zeroFast(r request) (errno, error) {
 	return 0, err
 }
 
-// mapWindow is how much of a disk is mapped at a time, in bytes: it bounds the
-// memory that the map of a fragmented disk takes.
+// mapWindow is how much of a disk is mapped or discarded at a time, in bytes: it bounds
+// the memory that the map of a fragmented disk takes, and how long the end may take.
 const mapWindow = 32 << 20
 
 // eachExtent calls visit with the length of each extent in order, until it says

@@ -34,6 +34,9 @@ func (e *export) failed(what string, r request, err error) errno {
 	return code
 }
 
+// errStopping is the error of a long request amid which the server ends.
+var errStopping = errors.New("the server is about to end")
+
 // errorCode gives the error value for what a disk said. Only few values may be
 // sent (Spec, "Error values").
 func errorCode(err error) errno {
@@ -42,7 +45,7 @@ func errorCode(err error) errno {
 		return eNoSpc
 	case errors.Is(err, fs.ErrPermission):
 		return ePerm
-	case errors.Is(err, fs.ErrClosed):
+	case errors.Is(err, fs.ErrClosed), errors.Is(err, errStopping):
 		return eShutdown
 	}
 	return eIO

@@ -31,15 +31,16 @@ const users = 12
 func TestRandomOperations(t *testing.T) {
 	const size = 3<<20 + 512*3
 	for name, disk := range map[string]image.Disk{
-		"memory":             newMemDisk(size),
-		"memory, background": &memDisk{data: make([]byte, size), background: true},
-		"file":               fileDisk(t, size),
-		"file, cold":         coldFile{fileDisk(t, size)},
-		"file, by workers":   workersOnly{fileDisk(t, size)},
-		"encrypted, cold":    encrypted(t, coldFile{fileDisk(t, size)}, blockcrypt.Preserve),
-		"encrypted, fill":    encrypted(t, fileDisk(t, size), blockcrypt.Fill),
-		"encrypted, by 4096": encrypted(t, fileDisk(t, size/4096*4096), blockcrypt.Preserve),
-		"encrypted, by 512":  encrypted(t, fileDisk(t, size), blockcrypt.Preserve),
+		"memory":              newMemDisk(size),
+		"memory, background":  &memDisk{data: make([]byte, size), background: true},
+		"memory, half cached": halfCached{newMemDisk(size)},
+		"file":                fileDisk(t, size),
+		"file, cold":          coldFile{fileDisk(t, size)},
+		"file, by workers":    workersOnly{fileDisk(t, size)},
+		"encrypted, cold":     encrypted(t, coldFile{fileDisk(t, size)}, blockcrypt.Preserve),
+		"encrypted, fill":     encrypted(t, fileDisk(t, size), blockcrypt.Fill),
+		"encrypted, by 4096":  encrypted(t, fileDisk(t, size/4096*4096), blockcrypt.Preserve),
+		"encrypted, by 512":   encrypted(t, fileDisk(t, size), blockcrypt.Preserve),
 	} {
 		t.Run(name, func(t *testing.T) { testRandom(t, disk) })
 	}

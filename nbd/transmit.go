@@ -132,6 +132,9 @@ func (c *conn) flush() error {
 func (c *conn) sendNow(p []byte) error {
 	c.send.Lock()
 	_, err := c.stream.Write(p)
+	if err != nil {
+		c.stream.abort() // nothing may follow a reply that broke off
+	}
 	c.send.Unlock()
 	c.sendReady()
 	return err
@@ -150,7 +153,7 @@ func (c *conn) verdict(r request, e errno) error {
 // read answers a read as far as the data are in memory; what has to be waited
 // for is given away.
 func (c *conn) read(r request) error {
-	for r.length > 0 {
+	for first := r.offset; r.length > 0; {
 		n := r.piece()
 		if n < r.length && !c.structured {
 			return c.giveAway(r)
@@ -160,7 +163,7 @@ func (c *conn) read(r request) error {
 			return err
 		}
 		if !c.readNoWait(p[c.dataHead():], r) {
-			return c.readBackground(r)
+			return c.readRest(r, first)
 		}
 		c.putData(p, r, n, r.doneAfter(n))
 		c.pending += len(p)
@@ -168,6 +171,17 @@ func (c *conn) read(r request) error {
 		r = r.after(n)
 	}
 	return nil
+}
+
+// readRest has the rest of a read done that begins at first. Its chunks, of which the
+// last ends the reply, come after those that are there.
+func (c *conn) readRest(rest request, first uint64) error {
+	if rest.offset != first {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	return c.readBackground(rest)
 }
 
 // readNoWait reads what is in memory. Where little is, it hardly tries: that the
@@ -202,6 +216,7 @@ func (r request) doneAfter(n uint32) uint16 {
 
 // write writes the data that follow a request, piece by piece.
 func (c *conn) write(r request) error {
+	c.beginReads() // it may have to wait
 	rest := r
 	for rest.length > 0 {
 		n := rest.piece()

@@ -304,16 +304,28 @@ const (
 	rampTime = time.Second
 )
 
-// run has fio apply a load to a server.
+// run has a server bear a load. It begins and ends with its file outside of the page
+// cache: what earlier loads have left there has no part in it.
 func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (performance, error) {
-	if err := s.prepare(l); err != nil {
+	f, err := os.Open(s.disk)
+	if err != nil {
 		return performance{}, err
 	}
+	defer f.Close()
+	if err := errors.Join(uncache(f), l.prepare(f)); err != nil {
+		return performance{}, err
+	}
+	p, err := s.bear(ctx, l, pin)
+	return p, errors.Join(err, uncache(f))
+}
+
+// bear has fio apply a load to the server.
+func (s *server) bear(ctx context.Context, l load, pin []string) (performance, error) {
 	args := append(append([]string{}, pin...), "fio", "--name=load", "--output-format=json", "--time_based", "--randrepeat=0",
 		fmt.Sprintf("--size=%d", servedSize), "--runtime="+loadTime.String(), "--ramp_time="+rampTime.String())
 	args = append(args, l.args...)
 	if s.command == nil {
-		args = append(args, "--ioengine=libaio", "--direct=1", "--filename="+w.in("dense"))
+		args = append(args, "--ioengine=libaio", "--direct=1", "--filename="+s.disk)
 	} else {
 		args = append(args, "--ioengine=nbd", "--uri=nbd+unix:///"+s.export+"?socket="+s.socket)
 	}
@@ -323,16 +335,6 @@ func (w workshop) run(ctx context.Context, s *server, l load, pin []string) (per
 		return performance{}, fmt.Errorf("fio: %w: %s", err, out)
 	}
 	return parseFio(out, s.used()-before)
-}
-
-// prepare has the file of the server's disk as a load wants it: what earlier loads left
-// in the page cache has no part in it.
-func (s *server) prepare(l load) error {
-	f, err := os.Open(s.disk)
-	if err != nil {
-		return err
-	}
-	return errors.Join(uncache(f), l.prepare(f), f.Close())
 }
 
 // uncache takes a file out of the page cache.
