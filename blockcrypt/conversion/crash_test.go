@@ -33,8 +33,8 @@ type effort struct {
 // Efforts, by the value of VMCRYPT_CRASH.
 var efforts = map[string]effort{
 	"":     {shapes: []shape{single}, faults: 1, forms: 9, whole: 1, sequences: 3},
-	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, whole: 1, later: 130, sequences: 5},
-	"full": {shapes: []shape{single, several}, faults: 3, forms: 1, whole: 2, later: 170, sequences: 7},
+	"long": {shapes: []shape{single, several}, faults: 2, forms: 1, whole: 1, later: 150, sequences: 5},
+	"full": {shapes: []shape{single, several, hollow}, faults: 3, forms: 1, whole: 2, later: 170, sequences: 7},
 }
 
 // TestCrash is the crash model: docs/conversion.md.

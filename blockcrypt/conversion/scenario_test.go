@@ -35,10 +35,11 @@ type shape struct {
 	zone   int
 }
 
-// shapes that matter: one run in each step, and several.
+// shapes that matter: one run in each step, several, and nothing to do at first.
 var (
 	single  = shape{"dhdd", blockSize}
 	several = shape{"dhdhdd", 2 * blockSize}
+	hollow  = shape{"hdd", blockSize}
 )
 
 // secretMark is in each block of 16 bytes of plaintext.
