@@ -175,7 +175,7 @@ func (u *unlocking) close() {
 }
 
 // VM tells which virtual machine a target is. A bare image is one by its own name,
-// and by the UUID of its disk.
+// and by the UUID of its disk. Of long names and UUIDs it has the first 256 bytes.
 func (t *Target) VM() diskserver.VM {
 	vm := diskserver.VM{Descriptor: t.Descriptor, Name: strings.TrimSuffix(filepath.Base(t.Descriptor), filepath.Ext(t.Descriptor))}
 	if t.isImage() {
@@ -185,10 +185,21 @@ func (t *Target) VM() diskserver.VM {
 		return vm
 	}
 	if name, ok := t.file.Get("displayName"); ok {
-		vm.Name = cmp.Or(name, vm.Name)
+		vm.Name = cmp.Or(clip(name), vm.Name)
 	}
-	vm.UUID, _ = t.file.Get("uuid.bios")
+	id, _ := t.file.Get("uuid.bios")
+	vm.UUID = clip(id)
 	return vm
+}
+
+// maxName bounds the name and the UUID of a VM, in bytes. In its descriptor they could
+// have 256 KiB each.
+const maxName = 256
+
+// clip gives the begin of a text as valid UTF-8, in memory of its own.
+func clip(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), maxName)], "")
+	return strings.Clone(text)
 }
 
 // isImage tells a bare image, even where its descriptor was opened as a VM's.

@@ -59,6 +59,23 @@ func (c *Client) Lock(ctx context.Context, r LockRequest) (*VM, error) {
 }
 
 func ask[T any](ctx context.Context, c *Client, method, path string, body any) (*T, error) {
+	req, err := request(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, unanswered(ctx, err)
+	}
+	defer resp.Body.Close()
+	return read[T](resp)
+}
+
+// request makes one with a body, unless that is nil.
+func request(ctx context.Context, method, path string, body any) (*http.Request, error) {
+	if body == nil {
+		return http.NewRequestWithContext(ctx, method, "http://agent"+path, http.NoBody)
+	}
 	text, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
@@ -68,12 +85,7 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, unanswered(ctx, err)
-	}
-	defer resp.Body.Close()
-	return read[T](resp)
+	return req, nil
 }
 
 func unanswered(ctx context.Context, err error) error {

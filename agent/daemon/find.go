@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,9 +22,9 @@ var (
 
 // list gives all VMs with encrypted disks.
 func (d *daemon) list(ctx context.Context) (*api.List, error) {
-	found := map[string]api.VM{}
-	for _, root := range d.Datastores {
-		d.scan(ctx, root, found)
+	found, err := d.scan(ctx)
+	if err != nil {
+		return nil, err
 	}
 	for _, vm := range d.unlockedVMs(ctx) {
 		if vm != nil {
@@ -39,49 +37,6 @@ func (d *daemon) list(ctx context.Context) (*api.List, error) {
 	}
 	slices.SortFunc(list.VMs, func(a, b api.VM) int { return strings.Compare(a.Descriptor, b.Descriptor) })
 	return list, ctx.Err()
-}
-
-// scan adds the VMs of a datastore as far as they can be read. It follows no symbolic
-// link, and looks at no more than so many files.
-func (d *daemon) scan(ctx context.Context, root string, found map[string]api.VM) {
-	folder, err := os.OpenRoot(root)
-	if err != nil {
-		slog.Warn("a datastore can't be read", "error", err)
-		return
-	}
-	defer folder.Close()
-	left := maxFiles
-	err = fs.WalkDir(folder.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-		switch left--; {
-		case ctx.Err() != nil || left < 0:
-			return fs.SkipAll
-		case err != nil && entry != nil && entry.IsDir():
-			return fs.SkipDir // perhaps it has just been removed
-		case err != nil:
-			return nil //nolint:nilerr // likewise
-		case entry.Type().IsRegular() && strings.EqualFold(filepath.Ext(name), ".vmx"):
-			d.look(filepath.Join(root, name), found)
-		}
-		return nil
-	})
-	if err != nil || left < 0 {
-		slog.Warn("a datastore was not read to its end", "datastore", root, "limit", maxFiles, "error", err)
-	}
-}
-
-// maxFiles bounds how many files and folders of a datastore are looked at.
-const maxFiles = 200_000
-
-// look adds the VM of a descriptor if it has encrypted disks.
-func (d *daemon) look(path string, found map[string]api.VM) {
-	t, err := agent.OpenBeneath(d.Datastores, path)
-	if err != nil {
-		found[path] = *brokenVM(path, err)
-		return
-	}
-	if !t.Plain() {
-		found[path] = *lockedVM(t)
-	}
 }
 
 // open opens the VM that a client means by a path.
@@ -120,9 +75,14 @@ func lockedVM(t *agent.Target) *api.VM {
 // brokenVM is a VM of which there is not more to tell.
 func brokenVM(descriptor string, err error) *api.VM {
 	return &api.VM{
-		Name: filepath.Base(descriptor), Descriptor: descriptor, State: api.Locked, Disks: []api.Disk{}, Problem: err.Error(),
+		Name: filepath.Base(descriptor), Descriptor: descriptor, State: api.Locked, Disks: []api.Disk{},
+		Problem: strings.Clone(clip(err.Error(), maxProblem)),
 	}
 }
+
+// maxProblem bounds what is told of a descriptor that can't be read, in bytes: it may
+// be in the words of that descriptor.
+const maxProblem = 4 << 10
 
 // find gives the path that a client means: one of a descriptor or an image.
 func (d *daemon) find(ctx context.Context, vm string) (string, error) {
@@ -148,8 +108,11 @@ func (d *daemon) find(ctx context.Context, vm string) (string, error) {
 	case 1:
 		return paths[0], nil
 	}
-	return "", fmt.Errorf("%w: %s: name one of %s", ErrAmbiguous, vm, strings.Join(paths, ", "))
+	return "", fmt.Errorf("%w: %s: name one of %s", ErrAmbiguous, vm, strings.Join(paths[:min(len(paths), maxNamed)], ", "))
 }
+
+// maxNamed is how many VMs of a name are told.
+const maxNamed = 10
 
 // isUUID compares UUIDs, of which descriptors have "56 4d 0b … -…" and libvirt
 // "564d0b…-…".

@@ -17,12 +17,12 @@ import (
 // operations are those of api/openapi.yaml.
 func (d *daemon) operations() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
-		"GET /v1/vms": handle(d, viewer, func(ctx context.Context, _ *http.Request) (any, error) {
+		"GET /v1/vms": handle(d, viewer, withoutBody(func(ctx context.Context, _ *http.Request) (any, error) {
 			return d.list(ctx)
-		}),
-		"GET /v1/vm": handle(d, viewer, func(ctx context.Context, r *http.Request) (any, error) {
+		})),
+		"GET /v1/vm": handle(d, viewer, withoutBody(func(ctx context.Context, r *http.Request) (any, error) {
 			return d.status(ctx, r.URL.Query().Get("vm"))
-		}),
+		})),
 		"GET /v1/agent": handle(d, viewer, func(context.Context, *http.Request) (any, error) {
 			return d.self(), nil
 		}),
@@ -30,6 +30,7 @@ func (d *daemon) operations() map[string]http.HandlerFunc {
 		"POST /v1/lock":   handle(d, operator, withBody(d.lock)),
 		"GET /v1/openapi.yaml": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/yaml")
+			limitWriting(w)
 			_, _ = w.Write(api.OpenAPI) // a client that went away
 		},
 	}
@@ -63,11 +64,30 @@ func handle(d *daemon, need role, do func(context.Context, *http.Request) (any, 
 			answer, err = do(r.Context(), r)
 		}
 		if err != nil {
-			slog.Warn("request failed", "operation", r.URL.Path, "uid", who.uid, "pid", who.pid, "error", err)
+			who.complain(r.Pattern, err)
 			d.fail(w, err)
 			return
 		}
 		send(w, http.StatusOK, answer)
+	}
+}
+
+// complain logs why a request failed. Those who may do nothing are told, and that is
+// all: the log is not theirs to fill.
+func (p peer) complain(operation string, err error) {
+	if p.role != stranger {
+		slog.Warn("request failed", "operation", operation, "uid", p.uid, "pid", p.pid, "error", clip(err.Error(), maxReason))
+	}
+}
+
+// withoutBody is for an operation that takes nothing from the body. What is there all
+// the same has to be read: only then does net/http notice that a client goes away.
+func withoutBody(do func(context.Context, *http.Request) (any, error)) func(context.Context, *http.Request) (any, error) {
+	return func(ctx context.Context, r *http.Request) (any, error) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+		}
+		return do(ctx, r)
 	}
 }
 
@@ -128,8 +148,14 @@ func statusOf(err error, exitCode int) int {
 }
 
 func send(w http.ResponseWriter, status int, answer any) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTime)) // a connection can
+	limitWriting(w)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(answer) // a client that went away
+}
+
+// limitWriting gives an answer so much time to be read by its client. net/http lifts the
+// limit with the end of the answer.
+func limitWriting(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTime)) // a connection can
 }
