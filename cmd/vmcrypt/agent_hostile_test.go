@@ -31,18 +31,17 @@ func TestHostileDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer folder.Close()
-	spoil := func() {
+	spoil := func(name string) {
 		t.Helper()
-		for _, name := range []string{"control.sock", "scsi0:0.sock"} {
-			if err := os.Remove(filepath.Join(directory, name)); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.MkdirAll(filepath.Join(directory, name, strings.Repeat("d/", 1500)), 0o700); err != nil {
-				t.Fatal(err)
-			}
+		if err := os.RemoveAll(filepath.Join(directory, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(directory, name, strings.Repeat("d/", 1500)), 0o700); err != nil {
+			t.Fatal(err)
 		}
 	}
-	spoil()
+	spoil("control.sock")
+	spoil("scsi0:0.sock")
 	if err := syscall.Kill(*vm.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -56,8 +55,8 @@ func TestHostileDirectory(t *testing.T) {
 	if out, ok := qemuIO(t, h.unlock(target).Disks[0].URI, "read 0 512"); !ok {
 		t.Error(out)
 	}
-	spoil()
-	h.lock(target, "--force")
+	spoil("more")
+	h.lock(target)
 	h.onlyAside(2)
 	h.stopAgent(os.Kill)
 	h.startAgent()
@@ -108,7 +107,7 @@ func TestEndsNoOtherProcess(t *testing.T) {
 		}
 	}
 	h.startAgent()
-	h.lock(target)
+	h.run("lock", "--force", target) // whether all was flushed it can't tell
 	h.gone(*vm.PID)
 	select {
 	case <-other:
