@@ -100,7 +100,8 @@ func (d *daemon) adoptOne(directory string) error {
 		d.goOn(*w, p)
 		return nil
 	case errors.Is(silence, fs.ErrNotExist): // it was stopped, or never came to be
-		return errors.Join(os.RemoveAll(directory), unnote(directory))
+		diskserver.RemoveDirectory(directory)
+		return unnote(directory)
 	}
 	return fmt.Errorf("a disk server that can't be asked, nor its VM be told: %w", errors.Join(err, silence))
 }

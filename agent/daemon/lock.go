@@ -97,7 +97,8 @@ func (m *machine) stop(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s is not locked: %w", m.descriptor, errors.Join(err, unnoted))
 	}
-	if err := errors.Join(unnoted, os.RemoveAll(m.directory)); err != nil {
+	diskserver.RemoveDirectory(m.directory)
+	if err := unnoted; err != nil {
 		failed = append(failed, err.Error())
 	}
 	if len(failed) > 0 {

@@ -122,28 +122,20 @@ func statusOfServer(ctx context.Context, directory string) (*diskserver.Status, 
 // silent finds the process of a directory that can't be asked: QEMU's user may have
 // removed its control socket. The error is os.ErrNotExist where there is none.
 func silent(directory string) (*process, error) {
-	folder, err := os.Open(directory)
+	lock, err := diskserver.HeldLock(directory)
 	if err != nil {
 		return nil, err
 	}
-	defer folder.Close()
-	if unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		return nil, os.ErrNotExist
-	}
-	fd := findIn(folder)
+	fd := findHolder(lock)
 	if fd < 0 {
 		return nil, fmt.Errorf("a disk server has %s, and can't be found", directory)
 	}
 	return newProcess(fd), nil
 }
 
-// findIn gives a pidfd of the process of the own user that works in a folder, or -1.
-// Only root can see where a disk server works.
-func findIn(folder *os.File) int {
-	want, err := folder.Stat()
-	if err != nil {
-		return -1
-	}
+// findHolder gives a pidfd of the disk server that has a file open, or -1. Only root
+// can see what a disk server has open.
+func findHolder(file os.FileInfo) int {
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
 	for _, dir := range processes {
 		pid, _ := strconv.Atoi(filepath.Base(dir))
@@ -151,14 +143,31 @@ func findIn(folder *os.File) int {
 		if err != nil {
 			continue // it has just ended
 		}
-		// Who owns the folder can work in it, too, but not as the own user.
-		works, err := os.Stat(filepath.Join(dir, "cwd"))
-		if err == nil && os.SameFile(works, want) && isOwn(dir) {
+		if isDiskServer(dir) && isOwn(dir) && hasOpen(dir, file) {
 			return fd
 		}
 		unix.Close(fd)
 	}
 	return -1
+}
+
+// isDiskServer tells what a process is, by its folder in /proc: other programs of the
+// own user may look at files, too.
+func isDiskServer(dir string) bool {
+	text, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	args := strings.Split(string(text), "\x00")
+	return err == nil && len(args) > 1 && args[1] == "disk-server"
+}
+
+// hasOpen needs CAP_SYS_PTRACE: a disk server can't be dumped.
+func hasOpen(dir string, file os.FileInfo) bool {
+	opened, _ := filepath.Glob(filepath.Join(dir, "fd/*")) // the pattern is good
+	for _, path := range opened {
+		if info, err := os.Stat(path); err == nil && os.SameFile(info, file) {
+			return true
+		}
+	}
+	return false
 }
 
 // isOwn tells whether a process, by its folder in /proc, was started by the own user

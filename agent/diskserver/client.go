@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 )
 
@@ -29,19 +31,41 @@ type Client struct {
 }
 
 // Connect connects to the disk server of a directory, as of Start. The user of the
-// sockets owns the directory, and may have put another socket there: the server has
-// to be a process of root or the own user, and to say that the directory is its own.
-// Where no process serves there, the error is fs.ErrNotExist or ECONNREFUSED.
+// sockets owns the directory, and may have put another socket there, or a link to one:
+// the server has to be a process of root or the own user, and to say that the directory
+// is its own. Where no process serves there, the error is fs.ErrNotExist or ECONNREFUSED.
 func Connect(ctx context.Context, directory string) (*Client, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(directory, controlSocket))
+	conn, err := dial(ctx, filepath.Join(directory, controlSocket))
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn.(*net.UnixConn), in: bufio.NewReader(conn)}
+	c := &Client{conn: conn, in: bufio.NewReader(conn)}
 	if err := c.verify(ctx, directory); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// dial connects to the socket at a path, not to one that a symbolic link leads to, and
+// to no other user's: not even to look at it.
+func dial(ctx context.Context, path string) (*net.UnixConn, error) {
+	f, err := os.OpenFile(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return nil, err
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFSOCK || !trusted(stat.Uid) {
+		return nil, fmt.Errorf("%s: %w: not the socket of a disk server", path, fs.ErrPermission)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, errors.Unwrap(err)) // without the number
+	}
+	return conn.(*net.UnixConn), nil
 }
 
 func (c *Client) verify(ctx context.Context, directory string) error {

@@ -36,6 +36,9 @@ const (
 	controlSocket = "control.sock" // in the directory of the VM
 	socketSuffix  = ".sock"        // after a disk's node
 	maxSocketPath = 107            // bytes: unix(7)
+	lockSuffix    = ".lock"        // after the directory
+	aside         = ".aside-"      // after a directory that could not be removed
+	maxRemoved    = 1024           // entries of a directory: more than a VM can have sockets
 )
 
 // VM tells which virtual machine a process serves.

@@ -44,7 +44,7 @@ type server struct {
 	release string
 	since   time.Time
 	disks   []*disk
-	folder  *os.File // Directory, locked
+	lock    *os.File // of Directory
 	control net.Listener
 
 	stop    context.CancelFunc // of run
@@ -226,7 +226,7 @@ func (s *server) close() error {
 	if s.control != nil {
 		s.control.Close()
 	}
-	s.folder.Close()
+	s.lock.Close() // fails for nil, too
 	return errors.Join(failed...)
 }
 

@@ -251,9 +251,9 @@ func TestLaunchFails(t *testing.T) {
 		"long path": {func(m *machine) { m.Directory += strings.Repeat("x", 100) }, "107 bytes"},
 		"engine":    {func(m *machine) { m.Engine = "enigma" }, "enigma"},
 		"no disks":  {func(m *machine) { m.Disks = nil }, "no disks"},
-		"link": {func(m *machine) {
-			_ = os.Symlink("/etc", m.Directory)
-		}, "directory"},
+		"lock that is a link": {func(m *machine) {
+			_ = os.Symlink("/etc/motd", m.Directory+lockSuffix)
+		}, "symbolic links"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := testMachine(t)

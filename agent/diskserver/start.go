@@ -29,7 +29,7 @@ type Start struct {
 	VM VM
 	// Directory is for the sockets, NODE.sock for each disk and control.sock. It is
 	// absolute and short, for a socket's path has at most 107 bytes. Its parent exists,
-	// and only the agent's user can change that.
+	// and only the agent's user can change that; the lock of the directory is there, too.
 	Directory  string
 	SocketUser User
 	// Engine is the name of a blockcrypt.Engine; empty for the fastest.
