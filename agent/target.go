@@ -261,6 +261,9 @@ func (t *Target) disk(node string) (Disk, error) {
 	return Disk{}, fmt.Errorf("%w: %s has none at %s, only at %s", ErrNode, t.Path, node, strings.Join(t.nodes(), ", "))
 }
 
+// Described says whether the target has a descriptor; of an image it need not exist.
+func (t *Target) Described() bool { return t.file != nil }
+
 // Plain says whether no disk of the target is encrypted.
 func (t *Target) Plain() bool {
 	return !slices.ContainsFunc(t.Disks, func(d Disk) bool { return d.Record != nil })

@@ -21,7 +21,8 @@ import (
 type wish struct {
 	VM       diskserver.VM `json:"vm"`
 	ReadOnly bool          `json:"readOnly"`
-	Boot     string        `json:"boot"` // of the host: after another one, all is locked
+	Boot     string        `json:"boot"`              // of the host: after another one, all is locked
+	Locking  bool          `json:"locking,omitempty"` // once the disk server has ended, it stays so
 }
 
 const wishSuffix = ".json"
@@ -32,6 +33,15 @@ func (m *machine) note(w wish) error {
 		return err
 	}
 	return durable.WriteFile(m.directory+wishSuffix, text, 0o600)
+}
+
+// noteLock keeps the next agent from starting the disk server again.
+func (m *machine) noteLock(w wish) {
+	err := m.note(w)
+	if err != nil {
+		err = errors.Join(err, unnote(m.directory))
+		slog.Error("it can't be noted that a VM is to be locked", "descriptor", m.descriptor, "error", err)
+	}
 }
 
 func unnote(directory string) error {
@@ -72,7 +82,8 @@ func (d *daemon) adopt() error {
 	}
 	ids := map[string]bool{}
 	for _, e := range entries {
-		ids[strings.TrimSuffix(e.Name(), wishSuffix)] = true
+		id, _, _ := strings.Cut(e.Name(), ".") // a directory, its lock or its note
+		ids[id] = true
 	}
 	var adopting errgroup.Group
 	adopting.SetLimit(askedAtOnce)
@@ -96,12 +107,15 @@ func (d *daemon) adoptOne(directory string) error {
 	}
 	p, silence := silent(directory)
 	switch {
-	case w != nil:
-		d.goOn(*w, p)
-		return nil
-	case errors.Is(silence, fs.ErrNotExist): // it was stopped, or never came to be
+	case errors.Is(silence, fs.ErrNotExist) && (w == nil || w.Locking): // it was stopped, or never came to be
 		diskserver.RemoveDirectory(directory)
 		return unnote(directory)
+	case w != nil && p != nil:
+		d.takeOver(*w, p)
+		return nil
+	case w != nil:
+		d.goOn(*w, nil)
+		return nil
 	}
 	return fmt.Errorf("a disk server that can't be asked, nor its VM be told: %w", errors.Join(err, silence))
 }
@@ -116,11 +130,16 @@ func (d *daemon) adoptServer(p *process, s *diskserver.Status, w *wish, director
 	if unnoted {
 		w = &wish{VM: s.VM, ReadOnly: s.Disks[0].ReadOnly, Boot: d.boot}
 	}
-	m := d.goOn(*w, p)
+	m := d.takeOver(*w, p)
 	if unnoted {
 		err = m.note(*w)
 	}
-	e := m.entry(d.ctx, actAdopt, *w)
-	m.conclude(e, nil)
 	return err
+}
+
+// takeOver goes on with a disk server of an earlier agent.
+func (d *daemon) takeOver(w wish, p *process) *machine {
+	m := d.goOn(w, p)
+	m.conclude(m.entry(d.ctx, actAdopt, w), nil)
+	return m
 }

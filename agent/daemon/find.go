@@ -48,11 +48,17 @@ func (d *daemon) open(path string) (*agent.Target, error) {
 	return t, err
 }
 
-// locked tells of a VM that is locked.
+// locked tells of a VM that is locked. What is none must not pass for one: who locks it
+// may have meant another.
 func (d *daemon) locked(path string) (*api.VM, error) {
 	t, err := d.open(path)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case !t.Described():
+		return nil, fmt.Errorf("%w: %s has no descriptor %s", ErrUnknownVM, path, t.Descriptor)
+	case t.Plain():
+		return nil, fmt.Errorf("%w: %s has no encrypted disk", agent.ErrState, path)
 	}
 	return lockedVM(t), nil
 }

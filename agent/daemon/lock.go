@@ -61,44 +61,64 @@ const (
 	stopTime  = time.Minute // for a disk server to flush
 )
 
-// ErrClients is the error for a VM whose disks somebody has open.
-var ErrClients = fmt.Errorf("%w: clients are connected", image.ErrInUse)
+var (
+	// ErrClients is the error for a VM whose disks somebody has open.
+	ErrClients = fmt.Errorf("%w: clients are connected", image.ErrInUse)
+	// ErrSilent is the error for a VM of whose disks nobody knows whether they are open.
+	ErrSilent = fmt.Errorf("%w: clients may be connected, for the disk server does not answer", image.ErrInUse)
+)
 
 // awaitClients waits for clients to go. QEMU's connections may live a moment longer than it.
 func (m *machine) awaitClients(ctx context.Context) error {
 	for deadline := time.Now().Add(leaveTime); ; time.Sleep(leavePoll) {
-		vm, err := m.ask(ctx)
-		if err != nil {
-			return nil //nolint:nilerr // a disk server that is no more has no clients
+		inUse := m.checkClients(ctx)
+		if ctx.Err() != nil { // what could not be asked then may be in use
+			return ctx.Err()
 		}
-		n := 0
-		for _, disk := range vm.Disks {
-			n += disk.Connections
-		}
-		if n == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%w: %s has %d connections to its disks", ErrClients, vm.Name, n)
+		if inUse == nil || time.Now().After(deadline) {
+			return inUse
 		}
 	}
+}
+
+// checkClients fails if clients are connected, or may be.
+func (m *machine) checkClients(ctx context.Context) error {
+	vm, silence := m.ask(ctx)
+	if silence != nil {
+		if _, err := m.running(ctx); errors.Is(err, fs.ErrNotExist) {
+			return nil // a disk server that is no more has no clients
+		}
+		return fmt.Errorf("%w: %s: %w", ErrSilent, m.descriptor, silence)
+	}
+	n := 0
+	for _, disk := range vm.Disks {
+		n += disk.Connections
+	}
+	if n > 0 {
+		return fmt.Errorf("%w: %s has %d connections to its disks", ErrClients, vm.Name, n)
+	}
+	return nil
 }
 
 // ErrLocking is the error for a VM that is locked, though not all went well.
 var ErrLocking = errors.New("locked, but something failed on the way; what the guest wrote last may be lost")
 
-// stop ends the disk server. It unlocks the VM no more even if this agent ends now.
+// stop ends the disk server. None is started again even if that fails, or this agent
+// ends now.
 func (m *machine) stop(ctx context.Context) (err error) {
-	w, server := m.forgo()
+	w := m.forgo()
 	e := m.entry(ctx, actLock, w)
 	defer func() { m.conclude(e, err) }()
-	unnoted := unnote(m.directory)
-	failed, err := m.end(ctx, server)
+	m.noteLock(w)
+	failed, err := m.end(ctx)
 	if err != nil {
-		return fmt.Errorf("%s is not locked: %w", m.descriptor, errors.Join(err, unnoted))
+		err = fmt.Errorf("%s is not locked: %w", m.descriptor, err)
+		m.stays(err)
+		return err
 	}
+	m.stopped()
 	diskserver.RemoveDirectory(m.directory)
-	if err := unnoted; err != nil {
+	if err := unnote(m.directory); err != nil {
 		failed = append(failed, err.Error())
 	}
 	if len(failed) > 0 {
@@ -109,20 +129,23 @@ func (m *machine) stop(ctx context.Context) (err error) {
 
 // end has the disk server end, in good order if that can be had, and tells what failed.
 // The error is that it lives.
-func (m *machine) end(ctx context.Context, server *process) (failed []string, err error) {
-	failed, err = askToStop(ctx, m.directory)
-	if err != nil && server.lives() {
-		slog.Warn("a disk server does not end as asked", "descriptor", m.descriptor, "error", err)
+func (m *machine) end(ctx context.Context) (failed []string, err error) {
+	server, unknown := m.running(ctx)
+	if errors.Is(unknown, fs.ErrNotExist) {
+		return nil, nil
 	}
-	if server == nil {
-		if server, err = silent(m.directory); errors.Is(err, fs.ErrNotExist) {
-			return failed, nil // it has ended
-		}
-		if err != nil {
-			return failed, err
-		}
+	failed, silence := askToStop(ctx, m.directory)
+	if silence != nil {
+		slog.Warn("a disk server does not end as asked", "descriptor", m.descriptor, "error", silence)
+		failed = append(failed, fmt.Sprintf("the disk server did not tell whether it flushed: %v", silence))
 	}
-	return failed, server.end()
+	switch {
+	case unknown == nil:
+		return failed, server.end()
+	case silence == nil:
+		return failed, nil // it says that it has ended
+	}
+	return failed, unknown
 }
 
 // askToStop has a disk server end, and tells what failed on the way.

@@ -4,9 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 )
 
 // machine is a VM that is unlocked, or was, or is about to be.
@@ -19,9 +24,10 @@ type machine struct {
 	turn  chan struct{} // holds an element while an operation is under way
 
 	mu      sync.Mutex
-	wish    *wish              // nil while the VM is to be locked
+	wish    *wish              // nil if the VM is locked
 	server  *process           // the disk server; nil if there is none, or none is known
-	problem string             // why it was not started again
+	problem string             // why it was not started again, or does not end
+	pause   time.Duration      // before it was started last, if the one before had a short life
 	lockers int                // who are about to lock the VM
 	attempt context.CancelFunc // of a restart that is under way, or nil
 }
@@ -39,6 +45,15 @@ func (d *daemon) machine(path string) *machine {
 	}
 	m.users++
 	return m
+}
+
+// tend does something about the VM in the background.
+func (m *machine) tend(do func()) {
+	m.machine(m.descriptor) // one more user
+	m.background.Go(func() {
+		defer m.left(m)
+		do()
+	})
 }
 
 // left is for who used a VM. Those that are locked are not remembered.
@@ -62,7 +77,7 @@ func (m *machine) take(ctx context.Context) error {
 
 func (m *machine) give() { <-m.turn }
 
-// known gives a VM that is to be unlocked, or nil.
+// known gives a VM that is not locked, or nil.
 func (d *daemon) known(path string) *machine {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -72,7 +87,7 @@ func (d *daemon) known(path string) *machine {
 	return nil
 }
 
-// wanted gives all VMs that are to be unlocked.
+// wanted gives all VMs that are not locked.
 func (d *daemon) wanted() (out []*machine) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -114,7 +129,7 @@ func (m *machine) runs(w wish, server *process) {
 func (m *machine) died(server *process) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.server != server || m.wish == nil {
+	if m.server != server || m.wish == nil || m.wish.Locking {
 		return false
 	}
 	m.server = nil
@@ -159,20 +174,71 @@ func (m *machine) resume() {
 	m.lockers--
 }
 
-// forgo notes that the VM is to be locked, and gives what was.
-func (m *machine) forgo() (w wish, server *process) {
+// forgo notes that the VM is to be locked, and gives what is known of it.
+func (m *machine) forgo() wish {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	w := wish{VM: diskserver.VM{Name: filepath.Base(m.descriptor), Descriptor: m.descriptor}, Boot: m.boot}
 	if m.wish != nil {
-		w, server = *m.wish, m.server
+		w = *m.wish
 	}
-	m.wish, m.server = nil, nil
-	return w, server
+	w.Locking = true
+	m.wish = &w
+	return w
 }
 
-// serves tells whether the disk server runs.
-func (m *machine) serves() bool {
+// stays notes why the VM, which is to be locked, is not.
+func (m *machine) stays(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.server.lives()
+	m.problem = err.Error()
+}
+
+// stopped notes that the VM is locked.
+func (m *machine) stopped() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wish, m.server, m.problem = nil, nil, ""
+}
+
+// serves tells whether the disk server runs, if it is known.
+func (m *machine) serves() bool { return m.process().lives() }
+
+// process gives the disk server, which may have ended; nil if none is known.
+func (m *machine) process() *process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.server
+}
+
+// running gives the disk server if it runs, even if this agent did not know it. The
+// error is fs.ErrNotExist where there is none.
+func (m *machine) running(ctx context.Context) (*process, error) {
+	if p := m.process(); p.lives() {
+		return p, nil
+	}
+	p, err := silent(m.directory)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // only root can find each
+		if asked, _, silence := serving(ctx, m.directory); silence == nil {
+			p, err = asked, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.found(p)
+	return p, nil
+}
+
+// found goes on with a disk server that this agent did not know.
+func (m *machine) found(p *process) {
+	m.mu.Lock()
+	m.server, m.problem = p, ""
+	w := m.wish
+	m.mu.Unlock()
+	m.tend(func() { m.watch(p) })
+	if w == nil {
+		w = new(wish)
+	}
+	m.conclude(m.entry(m.ctx, actAdopt, *w), nil)
 }

@@ -11,7 +11,7 @@ func (d *daemon) goOn(w wish, p *process) *machine {
 	m := d.machine(w.VM.Descriptor)
 	defer d.left(m)
 	m.runs(w, p)
-	d.background.Go(func() {
+	m.tend(func() {
 		if p != nil {
 			m.watch(p)
 		} else {
@@ -29,13 +29,21 @@ func (m *machine) watch(p *process) {
 		return
 	}
 	if !m.died(p) {
+		m.finish(p)
 		return
 	}
 	slog.Warn("a disk server has ended", "descriptor", m.descriptor)
-	if time.Since(p.since) < shortLife {
-		m.restart(shortLifePause)
-	} else {
-		m.restart(0)
+	m.restart(m.pauseAfter(time.Since(p.since)))
+}
+
+// finish ends a lock that failed because the disk server did not end.
+func (m *machine) finish(p *process) {
+	if err := m.take(m.ctx); err != nil {
+		return
+	}
+	defer m.give()
+	if m.process() == p { // neither did another lock, nor has the VM been unlocked since
+		_ = m.stop(m.ctx) // it is on record how that ends
 	}
 }
 
@@ -47,6 +55,19 @@ const (
 	shortLife      = 10 * time.Second // a disk server that ends so soon may do so again
 	shortLifePause = time.Second
 )
+
+// pauseAfter is the pause after a disk server has ended: none, or the longer, the more
+// of them had short lives, one after the other.
+func (m *machine) pauseAfter(life time.Duration) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if life < shortLife {
+		m.pause = min(max(2*m.pause, shortLifePause), maxPause)
+	} else {
+		m.pause = 0
+	}
+	return m.pause
+}
 
 // restart starts the disk server of a VM that is to be unlocked, until that works, or
 // the VM is locked.
@@ -74,10 +95,10 @@ func (m *machine) tryRestart() (done bool) {
 	}
 	defer m.give()
 	w := m.wants()
-	if w == nil {
+	if w == nil || w.Locking {
 		return true
 	}
-	if _, err := m.ask(ctx); err == nil {
+	if _, err := m.running(ctx); err == nil {
 		return true
 	}
 	m.attempting(cancel)

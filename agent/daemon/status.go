@@ -29,7 +29,7 @@ func (d *daemon) status(ctx context.Context, vm string) (*api.VM, error) {
 // askedAtOnce is how many disk servers are asked for their status at a time.
 const askedAtOnce = 32
 
-// unlockedVMs tells of the VMs that are to be unlocked; some of them may be nil.
+// unlockedVMs tells of the VMs that are not locked; some of them may be nil.
 func (d *daemon) unlockedVMs(ctx context.Context) []*api.VM {
 	machines := d.wanted()
 	vms := make([]*api.VM, len(machines))
@@ -45,22 +45,25 @@ func (d *daemon) unlockedVMs(ctx context.Context) []*api.VM {
 	return vms
 }
 
-// status tells of a VM that is to be unlocked; nil if it is not, any more.
+// status tells of a VM that is not locked; nil if it is by now.
 func (m *machine) status(ctx context.Context) *api.VM {
 	vm, err := m.ask(ctx)
-	if err == nil {
-		return vm
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.wish == nil {
 		return nil
 	}
+	if err == nil {
+		if m.wish.Locking {
+			vm.Problem = cmp.Or(m.problem, "it is to be locked")
+		}
+		return vm
+	}
 	out := &api.VM{
 		Name: m.wish.VM.Name, UUID: m.wish.VM.UUID, Descriptor: m.descriptor, State: api.Restarting,
 		Disks: []api.Disk{}, Problem: cmp.Or(m.problem, err.Error()),
 	}
-	if m.server.lives() {
+	if m.server.lives() || m.wish.Locking {
 		out.State = api.Unlocked
 	}
 	return out

@@ -32,6 +32,8 @@ func (m *machine) unlock(ctx context.Context, path string, readOnly bool) (*api.
 	if w := m.wants(); w != nil {
 		vm, err := m.ask(ctx)
 		switch {
+		case err == nil && w.Locking:
+			return nil, fmt.Errorf("%w, and to be locked: its disk server lives on", ErrUnlocked)
 		case err == nil && w.ReadOnly == readOnly:
 			return vm, nil
 		case err == nil:
@@ -77,7 +79,7 @@ func (m *machine) start(ctx context.Context, path string, w wish, e *entry) erro
 	}
 	p := newProcess(pidfd)
 	m.runs(w, p)
-	m.background.Go(func() { m.watch(p) })
+	m.tend(func() { m.watch(p) })
 	if err := m.note(w); err != nil {
 		slog.Error("if the disk server dies while no agent runs, the next agent won't start it again", "descriptor", m.descriptor, "error", err)
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -114,9 +113,6 @@ func HeldLock(directory string) (fs.FileInfo, error) {
 // be removed is logged, and put aside under another name: the user of the sockets owned
 // the directory, and has nothing to say about whether a VM is locked.
 func RemoveDirectory(directory string) {
-	if strings.HasSuffix(directory, lockSuffix) { // it goes with its directory
-		return
-	}
 	if err := remove(directory); err != nil {
 		slog.Warn("what a disk server left can't be removed", "directory", directory, "error", err)
 	}
@@ -138,9 +134,6 @@ func clearAway(directory string) error {
 	err := os.Remove(directory)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if strings.Contains(filepath.Base(directory), aside) {
-		return err // it is already
 	}
 	slog.Warn("what somebody put beside a disk server's sockets is put aside", "directory", directory, "error", err)
 	return putAside(directory)

@@ -348,12 +348,15 @@ func TestDiskServerOutOfReach(t *testing.T) {
 		if restart {
 			h.stopAgent(os.Kill)
 			h.startAgent()
+			if last := h.lastEntry(); last.Action != "adopt" || last.Descriptor != target {
+				t.Errorf("the audit log ends with %+v", last)
+			}
 		}
 		if now := h.named("web01"); now.State != api.Unlocked || now.Problem == "" || now.UUID != vm.UUID {
 			t.Errorf("%s: listed as %+v", name, now)
 		}
 		h.fails(exitInUse, []string{"does not answer", "lock it"}, "unlock", target)
-		h.lock("web01")
+		h.lockSilent("web01")
 		h.gone(*vm.PID)
 		h.untouched()
 	}
@@ -379,9 +382,32 @@ func TestForgottenDiskServer(t *testing.T) {
 	}
 	h.startAgent()
 	h.fails(exitInUse, nil, "unlock", target)
-	h.lock(target)
+	h.lockSilent(target)
 	h.gone(*vm.PID)
 	h.untouched()
+}
+
+// lockSilent locks a VM whose disk server does not answer: that has to be forced, and
+// nobody can say that all was flushed.
+func (h *host) lockSilent(vm string) {
+	h.t.Helper()
+	h.fails(exitInUse, []string{"does not answer", "--force"}, "lock", vm)
+	if len(h.diskServers()) == 0 {
+		h.t.Error("a lock that was refused ended the disk server")
+	}
+	h.fails(exitFailure, []string{"locked, but", "may be lost", "did not tell whether it flushed"}, "lock", vm, "--force")
+	if last := h.lastEntry(); last.Action != "lock" || last.Result != "failure" || !strings.Contains(last.Reason, "may be lost") {
+		h.t.Errorf("the audit log ends with %+v", last)
+	}
+}
+
+func (h *host) lastEntry() auditEntry {
+	h.t.Helper()
+	entries := h.audit()
+	if len(entries) == 0 {
+		h.t.Fatal("the audit log is empty")
+	}
+	return entries[len(entries)-1]
 }
 
 // TestNoteIsLost: an agent that ended before it wrote one, or a note that is damaged,
@@ -428,7 +454,7 @@ func TestReboot(t *testing.T) {
 // TestDiskServerHangs: one that does not end when asked to is ended by force.
 func TestDiskServerHangs(t *testing.T) {
 	t.Parallel()     // it waits a lot
-	testtool.Long(t) // 20 s of patience
+	testtool.Long(t) // half a minute of patience
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	vm := h.unlock(target)
@@ -438,7 +464,7 @@ func TestDiskServerHangs(t *testing.T) {
 	if now := h.named("web01"); now.State != api.Unlocked || now.Problem == "" {
 		t.Errorf("while it hangs it is listed as %+v", now)
 	}
-	h.lock(target)
+	h.lockSilent(target)
 	h.gone(*vm.PID)
 	h.untouched()
 }

@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"golang.org/x/sys/unix"
@@ -116,6 +120,57 @@ func TestLockWithClients(t *testing.T) {
 	if r := <-locked; r.code != exitDone {
 		t.Errorf("lock: exit code %d\n%s", r.code, r.stderr)
 	}
+	h.untouched()
+}
+
+// TestLockIsGivenUp: a lock whose client does not wait for the guest to go takes no
+// disks away from it.
+func TestLockIsGivenUp(t *testing.T) {
+	t.Parallel() // it waits a lot
+	h := startHost(t)
+	vm := h.unlock(h.image("disk.img"))
+	connected(t, vm.Disks[0].URI)
+	eventually(t, "it is connected", func() bool { return h.named("disk.img").Disks[0].Connections == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if _, err := h.client().Lock(ctx, api.LockRequest{VM: "disk.img"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a lock that was given up ends with %v", err)
+	}
+	h.fails(exitInUse, []string{"1 connections"}, "lock", "disk.img") // after what the first one did
+	if now := h.named("disk.img"); now.State != api.Unlocked || *now.PID != *vm.PID {
+		t.Errorf("it was %+v, and is %+v", vm, now)
+	}
+	h.lock("disk.img", "--force")
+	h.untouched()
+}
+
+// TestLockOfNoVM: who locks by a wrong path must not think that the VM is locked.
+func TestLockOfNoVM(t *testing.T) {
+	h := startHost(t)
+	target := h.vm("web01", "scsi0:0")
+	h.unlock(target)
+	smallImage(t, h.at("plain.img"))
+	write(t, h.at("plain.vmx"), []byte("scsi0:0.fileName = \"plain.img\"\n"))
+	for path, word := range map[string]string{
+		h.at("web01"): "unknown VM", h.at("web01/disk0.img"): "unknown VM", h.at("nothing.img"): "unknown VM",
+		h.at("nowhere/x"): "unknown VM", h.at("plain.img"): "unknown VM", h.at("plain.vmx"): "no encrypted disk",
+	} {
+		h.fails(exitFailure, []string{path, word}, "lock", path)
+		h.fails(exitFailure, []string{path, word}, "lock", path, "--force")
+		if status, answer := h.request(http.MethodGet, "/v1/vm?vm="+path, ""); status == http.StatusOK || !strings.Contains(answer, word) {
+			t.Errorf("%s: status %d: %s", path, status, answer)
+		}
+	}
+	if vm := h.named("web01"); vm.State != api.Unlocked {
+		t.Errorf("then it is %+v", vm)
+	}
+	if err := os.Rename(h.at("web01"), h.at("moved")); err != nil {
+		t.Fatal(err)
+	}
+	if status, answer := h.request(http.MethodGet, "/v1/vm?vm="+target, ""); status != http.StatusOK || !strings.Contains(answer, `"unlocked"`) {
+		t.Errorf("status %d: %s", status, answer)
+	}
+	h.lock(target) // its files are out of reach, and that is no matter
 	h.untouched()
 }
 

@@ -11,7 +11,7 @@ func lockCommand() *cli.Command {
 		Name:      "lock",
 		Usage:     "have the agent flush and close the disks of a VM, and wipe their keys",
 		ArgsUsage: "TARGET|VM",
-		Description: "VM is a VM's name or UUID. If the VM is locked already, nothing changes. While QEMU has its disks open\n" +
+		Description: "VM is a VM's name or UUID. If the VM is locked already, nothing changes. While QEMU has its disks open, or may,\n" +
 			"it is refused; --force takes them away, and the guest gets I/O errors.",
 		Flags:  append(agentFlags(), &cli.BoolFlag{Name: "force", Usage: "lock the disks even if they are in use"}),
 		Action: lock,
