@@ -155,7 +155,6 @@ func TestRemoveDirectoryInUse(t *testing.T) {
 	m := testMachine(t)
 	m.launch(t)
 	RemoveDirectory(m.Directory)
-	RemoveDirectory(m.Directory + lockSuffix)
 	if _, err := HeldLock(m.Directory); err != nil {
 		t.Error(err)
 	}

@@ -25,7 +25,7 @@ func TestConfined(t *testing.T) {
 		t.Fatalf("threads: %v, %v", tasks, err)
 	}
 	wanted := []string{`NoNewPrivs:\t1`, `Seccomp:\t2`}
-	if os.Getuid() == 0 && !cgo() {
+	if os.Getuid() == 0 && !cgo {
 		wanted = append(wanted, `CapPrm:\t0+1002`, `CapEff:\t0+1002`, `CapInh:\t0+`, `CapAmb:\t0+`)
 	}
 	for _, task := range tasks {
@@ -68,9 +68,6 @@ func TestColdReads(t *testing.T) {
 		m.qemuIO(t, m.Disks[0].Node, fmt.Sprintf("read -P 1 %d 4096", at))
 	}
 }
-
-// cgo tells the builds, those with the race detector, that can't drop capabilities.
-func cgo() bool { return strings.Contains(os.Getenv("CGO_ENABLED"), "1") }
 
 // attempts are what the probe tries, in the sandbox.
 var attempts = map[string]func() error{

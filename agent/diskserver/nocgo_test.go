@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package diskserver
+
+const cgo = false
