@@ -132,10 +132,6 @@ func copyFile(t *testing.T, to, from string) {
 
 func transformed(t *testing.T, to, from string, by image.Transform) {
 	t.Helper()
-	// What another test starts meanwhile would have the locks, too, until it is
-	// another program.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
 	src, err := image.Open(from, image.Raw, image.ReadOnly)
 	if err != nil {
 		t.Fatal(err)

@@ -135,14 +135,14 @@ func (f *faulty) prepare(dir string) {
 		}
 	}
 	holedImage(f.t, f.plain, 448<<10)
-	copyFile(f.t, f.disk, f.plain)
+	withoutForks(func() { copyFile(f.t, f.disk, f.plain) })
 	if f.command != "encrypt" {
 		f.ok("encrypt", f.disk)
 	}
 	if f.begun {
 		f.beKilled()
 	}
-	copyFolder(f.t, f.begin, f.folder())
+	withoutForks(func() { copyFolder(f.t, f.begin, f.folder()) })
 }
 
 // beKilled leaves the disk amid the conversion, with records of two steps.
