@@ -203,7 +203,7 @@ func TestServeReadOnly(t *testing.T) {
 			t.Errorf("QEMU wrote:\n%s", out)
 		}
 	}
-	info := execute(t, exec.Command(testtool.Need(t, "nbdinfo"), "--json", s.uri))
+	info := execute(t, exec.Command(testtool.Need(t, "nbdinfo"), "--json", "--no-content", s.uri))
 	exports := parseJSON[struct {
 		Exports []struct {
 			Name     string `json:"export-name"`
