@@ -173,6 +173,7 @@ const goneBytes = 20_480_000
 // files are there afterwards, its file system is sound, and what it trimmed takes no
 // more space.
 func TestGuestOnEncryptedDisk(t *testing.T) {
+	testtool.Long(t)
 	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "e2fsck", "dumpe2fs", "cpio"} {
 		testtool.Need(t, tool)
 	}
