@@ -15,16 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/secret/secrettest"
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
-	"github.com/vmcrypt/vmcrypt/kms"
 )
 
-// keysOf gives the KEK of an encrypted disk and the halves of its DEK, with all that is
+// needlesOf gives the KEK of an encrypted disk and the halves of its DEK, with all that is
 // made of them.
-func (h *host) keysOf(target, node string) (ofKEK, ofDEK []secrettest.Needle) {
+func (h *host) needlesOf(target, node string) (ofKEK, ofDEK []secrettest.Needle) {
 	h.t.Helper()
 	opened, err := agent.Open(target, "")
 	if err != nil {
@@ -34,22 +32,7 @@ func (h *host) keysOf(target, node string) (ofKEK, ofDEK []secrettest.Needle) {
 		if d.Node != node {
 			continue
 		}
-		recipient := d.Record.Recipients[0]
-		cluster, err := h.environment().cluster(recipient.Alias)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		kek, err := cluster.Get(h.t.Context(), recipient.KEKID)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		key, err := dek.Unwrap(recipient.WrappedKey, kek.Material, dek.Binding{
-			DiskUUID: d.Record.DiskUUID, Cipher: d.Record.Cipher, SectorSize: uint32(d.Record.SectorSize), Holes: d.Record.Holes,
-			KEKID: recipient.KEKID,
-		})
-		if err != nil {
-			h.t.Fatal(err)
-		}
+		kek, key := h.keysOf(d.Record)
 		half := key.Len() / 2
 		return secrettest.ScheduleOf("KEK", kek.Material.Bytes()), append(
 			secrettest.ScheduleOf(node+" DEK 1", key.Bytes()[:half]), secrettest.ScheduleOf(node+" DEK 2", key.Bytes()[half:])...)
@@ -61,15 +44,10 @@ func (h *host) keysOf(target, node string) (ofKEK, ofDEK []secrettest.Needle) {
 // environment is what the host's commands run in.
 func (h *host) environment() *environment {
 	h.t.Helper()
-	file := filepath.Join(h.home.dir, "config.yaml")
-	cfg, err := config.Load(file)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return &environment{
-		config: cfg, paths: config.Paths{File: file, State: h.home.dir}, home: kms.Home{Config: file, Dir: filepath.Join(h.home.dir, "kms")},
-		engine: chooseEngine(cfg),
-	}
+	e := h.home.environment()
+	e.paths = config.Paths{File: filepath.Join(h.home.dir, "config.yaml"), State: h.home.dir}
+	e.engine = chooseEngine(e.config)
+	return e
 }
 
 // forgets checks that a process has none of the needles. What is unreachable is erased
@@ -118,7 +96,7 @@ func (h *host) checkKeysInMemory() {
 	neighbour := *h.unlock(other).PID
 	var keks, deks []secrettest.Needle
 	for _, node := range []string{"scsi0:0", "nvme0:1"} {
-		ofKEK, ofDEK := h.keysOf(target, node)
+		ofKEK, ofDEK := h.needlesOf(target, node)
 		keks, deks = append(keks, ofKEK...), append(deks, ofDEK...)
 	}
 	all := append(keks, deks...)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -62,30 +61,10 @@ func TestUnlockAmidConversion(t *testing.T) {
 func TestUnlockHonoursQEMU(t *testing.T) {
 	h := startHost(t)
 	disk := h.image("disk.img")
-	qemu := exec.Command(testtool.Need(t, "qemu-io"), "-f", "raw", disk)
-	in, err := qemu.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := qemu.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := qemu.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(in, "length\n"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(out, make([]byte, len("qemu-io> 64 KiB"))); err != nil {
-		t.Fatal(err)
-	}
+	leave := openInQEMU(t, disk)
 	h.fails(exitInUse, []string{disk, "power the VM off"}, "unlock", disk)
 	h.fails(exitInUse, []string{disk}, "unlock", disk, "--read-only")
-	in.Close()
-	if err := qemu.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	leave()
 	vm := h.unlock(disk)
 	for _, tool := range [][]string{{"qemu-io", "-f", "raw", "-c", "read 0 512"}, {"qemu-img", "map", "-f", "raw"}} {
 		out, err := exec.Command(testtool.Need(t, tool[0]), append(tool[1:], disk)...).CombinedOutput()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -158,10 +159,9 @@ func TestNoSpaceLeft(t *testing.T) {
 	}
 }
 
-func TestDiskInUse(t *testing.T) {
-	h := newHome(t)
-	path := filepath.Join(t.TempDir(), "disk.img")
-	smallImage(t, path)
+// openInQEMU has QEMU open a disk until it is told to leave.
+func openInQEMU(t *testing.T, path string) (leave func()) {
+	t.Helper()
 	qemu := exec.Command(testtool.Need(t, "qemu-io"), "-f", "raw", path)
 	in, err := qemu.StdinPipe()
 	if err != nil {
@@ -174,13 +174,27 @@ func TestDiskInUse(t *testing.T) {
 	if err := qemu.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { in.Close(); _ = qemu.Wait() })
+	leave = sync.OnceFunc(func() {
+		in.Close()
+		if err := qemu.Wait(); err != nil {
+			t.Errorf("qemu-io: %v", err)
+		}
+	})
+	t.Cleanup(leave)
 	if _, err := io.WriteString(in, "length\n"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
+	return leave
+}
+
+func TestDiskInUse(t *testing.T) {
+	h := newHome(t)
+	path := filepath.Join(t.TempDir(), "disk.img")
+	smallImage(t, path)
+	openInQEMU(t, path)
 	h.fails(exitInUse, []string{"disk.img", "in use"}, "encrypt", path, "--output", path+".enc")
 	if got := h.ok("status", path); !strings.Contains(got, "plain") {
 		t.Errorf("status of a disk in use: %q", got)

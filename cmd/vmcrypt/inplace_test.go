@@ -24,6 +24,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
+	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/testimages"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -68,22 +69,29 @@ func (h *home) environment() *environment {
 // keyOf unwraps the DEK of an encrypted disk.
 func (h *home) keyOf(rec *vmx.Record) *secret.Buffer {
 	h.t.Helper()
+	_, key := h.keysOf(rec)
+	return key
+}
+
+// keysOf gives the KEK of an encrypted disk and its DEK.
+func (h *home) keysOf(rec *vmx.Record) (wrapper *kek.Key, key *secret.Buffer) {
+	h.t.Helper()
 	to := rec.Recipients[0]
 	cluster, err := h.environment().cluster(to.Alias)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	wrapper, err := cluster.Get(h.t.Context(), to.KEKID)
+	wrapper, err = cluster.Get(h.t.Context(), to.KEKID)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	key, err := dek.Unwrap(to.WrappedKey, wrapper.Material, dek.Binding{
+	key, err = dek.Unwrap(to.WrappedKey, wrapper.Material, dek.Binding{
 		DiskUUID: rec.DiskUUID, Cipher: rec.Cipher, SectorSize: uint32(rec.SectorSize), Holes: rec.Holes, KEKID: to.KEKID,
 	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return key
+	return wrapper, key
 }
 
 // isEncrypted checks that a disk of a target holds, byte for byte, what "encrypt

@@ -97,7 +97,7 @@ func verdicts(when string, results map[string][]result, qemu string) [][]string 
 	return rows
 }
 
-// openWorkshop makes a thin disk and the key manager. A section takes up to
+// openWorkshop makes the key manager. A section takes up to
 // 14 GiB of the folder for temporary files, which TMPDIR names.
 func openWorkshop(ctx context.Context) (w workshop, err error) {
 	if w.folder, err = os.MkdirTemp("", "vmcrypt-performance-"); err != nil {
@@ -114,15 +114,18 @@ func openWorkshop(ctx context.Context) (w workshop, err error) {
 	if err := os.WriteFile(w.in("passphrase"), []byte("vmcrypt"), 0o600); err != nil {
 		return w, err
 	}
-	if err := makeDisk(w.in("plain"), 2*extentSize); err != nil {
-		return w, err
-	}
 	_, err = run(ctx, []string{ourBinary, "init"})
 	return w, err
 }
 
+// makeThinDisk makes one of which every other 8 MiB are a hole.
+func (w workshop) makeThinDisk() error { return makeDisk(w.in("plain"), 2*extentSize) }
+
 // prepareSources makes what is decrypted.
 func (w workshop) prepareSources(ctx context.Context) error {
+	if err := w.makeThinDisk(); err != nil {
+		return err
+	}
 	for _, command := range [][]string{
 		{ourBinary, "encrypt", w.in("plain"), "--output", w.in("encrypted")},
 		w.createLUKS("blank"),

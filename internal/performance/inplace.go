@@ -42,7 +42,7 @@ func measureInPlace(ctx context.Context, rounds int) ([]table, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(w.folder)
-	if err := makeDisk(w.in("dense"), extentSize); err != nil {
+	if err := errors.Join(w.makeThinDisk(), makeDisk(w.in("dense"), extentSize)); err != nil {
 		return nil, err
 	}
 	thin, err := contest(ctx, rounds, w.thinInPlace())
