@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
-	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/secret/secrettest"
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
@@ -39,15 +38,6 @@ func (h *host) needlesOf(target, node string) (ofKEK, ofDEK []secrettest.Needle)
 	}
 	h.t.Fatalf("%s has no disk %s", target, node)
 	return nil, nil
-}
-
-// environment is what the host's commands run in.
-func (h *host) environment() *environment {
-	h.t.Helper()
-	e := h.home.environment()
-	e.paths = config.Paths{File: filepath.Join(h.home.dir, "config.yaml"), State: h.home.dir}
-	e.engine = chooseEngine(e.config)
-	return e
 }
 
 // forgets checks that a process has none of the needles. What is unreachable is erased
