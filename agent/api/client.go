@@ -48,6 +48,11 @@ func (c *Client) Agent(ctx context.Context) (*Agent, error) {
 	return ask[Agent](ctx, c, http.MethodGet, "/v1/agent", nil)
 }
 
+// Overview gives all that an operator watches.
+func (c *Client) Overview(ctx context.Context) (*Overview, error) {
+	return ask[Overview](ctx, c, http.MethodGet, "/v1/overview", nil)
+}
+
 // Unlock has the disks of a VM served. It changes nothing if they are.
 func (c *Client) Unlock(ctx context.Context, r UnlockRequest) (*VM, error) {
 	return ask[VM](ctx, c, http.MethodPost, "/v1/unlock", r)
