@@ -24,7 +24,7 @@ var mayImport = map[string][]string{
 	"agent": {"blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/durable",
 		"internal/secret", "kek", "nbd", "vmx", "agent/diskserver"},
 	"agent/api":                  {},
-	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable"},
+	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable", "kek"},
 	"agent/diskserver":           {"blockcrypt", "dek", "image", "internal/secret", "nbd", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},

@@ -72,10 +72,21 @@ func (e *environment) daemon() (daemon.Config, error) {
 	host.Turns = semaphore.NewWeighted(int64(unlocksPerCPU * runtime.GOMAXPROCS(0)))
 	return daemon.Config{
 		Release: version, Socket: e.agentSocket(), State: filepath.Join(e.paths.State, "agent"),
-		Datastores: e.config.Datastores, Groups: daemon.Groups(cfg.Groups), SocketUser: owner, Host: host,
+		Datastores: e.config.Datastores, Groups: daemon.Groups(cfg.Groups), SocketUser: owner, Host: host, Aliases: e.aliases(),
 		DiskServer: func() *exec.Cmd { return diskServer(program) },
 		Explain:    func(err error) (int, string) { return exitCode(err), hint(err) },
 	}, nil
+}
+
+func (e *environment) aliases() (all []daemon.Alias) {
+	for _, name := range e.config.AliasNames() {
+		a := daemon.Alias{Name: name}
+		for _, s := range e.config.Aliases[name].Servers {
+			a.Servers = append(a.Servers, s.Address)
+		}
+		all = append(all, a)
+	}
+	return all
 }
 
 // unlocksPerCPU is how many unlocks run at once: some wait for key managers.
