@@ -32,6 +32,7 @@ type Config struct {
 	State      string   // the folder of the audit log
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
+	Metrics    string           // where they are scraped, as metrics.Listen takes it; "" for nowhere
 	SocketUser diskserver.User  // the user that QEMU runs as
 	Host       *agent.Host      // with Keys and Turns
 	Aliases    []Alias          // of the key managers, as the configuration has them
@@ -46,13 +47,14 @@ var ErrRunning = errors.New("an agent is running already")
 // daemon is an agent that runs.
 type daemon struct {
 	Config
-	access access
-	own    peer // the agent itself
-	since  time.Time
-	boot   string // this run of the kernel
-	folder string // of the disk servers' directories
-	audit  *audit.Log
-	health *health
+	access  access
+	own     peer // the agent itself
+	since   time.Time
+	boot    string // this run of the kernel
+	folder  string // of the disk servers' directories
+	audit   *audit.Log
+	health  *health
+	metrics *meters
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -91,6 +93,9 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := d.serveMetrics(); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	ready()
 	return d.serve(l)
 }
@@ -105,6 +110,8 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
 		health: newHealth(c.Aliases), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
+	d.metrics = newMeters(d)
+	d.Host = d.metrics.observed(d.Host)
 	return d, d.checkPaths()
 }
 
