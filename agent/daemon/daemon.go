@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -53,6 +54,7 @@ type daemon struct {
 	folder string // of the disk servers' directories
 	audit  *audit.Log
 	health *health
+	scans  *semaphore.Weighted // lets one scan run at a time, however many clients ask for one
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -103,7 +105,7 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
 		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
-		health: newHealth(c.Aliases), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	return d, d.checkPaths()
 }
