@@ -22,9 +22,9 @@ const module = "github.com/vmcrypt/vmcrypt"
 // imported by tests alone. A new package needs a line here.
 var mayImport = map[string][]string{
 	"agent": {"blockcrypt", "blockcrypt/conversion", "browse", "dek", "image", "internal/durable",
-		"internal/secret", "kek", "nbd", "vmx", "agent/diskserver"},
+		"internal/secret", "internal/text", "kek", "nbd", "vmx", "agent/diskserver"},
 	"agent/api":                  {},
-	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable", "internal/metrics", "internal/systemd", "kek"},
+	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable", "internal/metrics", "internal/systemd", "internal/text", "kek"},
 	"agent/diskserver":           {"blockcrypt", "dek", "image", "internal/secret", "nbd", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
@@ -47,8 +47,9 @@ var mayImport = map[string][]string{
 	"internal/secret/secrettest": {"internal/secret"},
 	"internal/systemd":           {},
 	"internal/testtool":          {},
+	"internal/text":              {},
 	"kek":                        {"internal/kmipwire", "internal/secret"},
-	"kms":                        {"internal/audit", "internal/durable", "internal/kmipwire", "internal/metrics", "internal/secret"},
+	"kms":                        {"internal/audit", "internal/durable", "internal/kmipwire", "internal/metrics", "internal/secret", "internal/text"},
 	"nbd":                        {"image"},
 	"testimages":                 {"image"},
 	"testimages/generate":        {"testimages"},

@@ -11,7 +11,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
-	"github.com/vmcrypt/vmcrypt/internal/metrics"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
@@ -224,7 +224,7 @@ func (s *sheet) conversions(vm api.VM) {
 const maxLabel = 1 << 10
 
 func labelsOf(name, descriptor string) []string {
-	return []string{metrics.Text(name, maxName), metrics.Text(descriptor, maxLabel)}
+	return []string{text.Clip(name, maxName), text.Clip(descriptor, maxLabel)}
 }
 
 // first tells whether something is told for the first time: paths that differ may look
@@ -293,7 +293,7 @@ func (s *sheet) server(one served) {
 	}
 	s.gauge(s.serverStart, float64(one.status.Since.Unix()), labels...)
 	for _, disk := range one.status.Disks {
-		if own := append(labels[:2:2], metrics.Text(disk.Node, maxName)); s.first("disk", own) {
+		if own := append(labels[:2:2], text.Clip(disk.Node, maxName)); s.first("disk", own) {
 			s.disk(disk, one.status.LatencyBounds, own)
 		}
 	}
@@ -304,14 +304,14 @@ func (s *sheet) disk(disk diskserver.DiskStatus, bounds []float64, labels []stri
 	s.counter(s.written, disk.BytesWritten, labels...)
 	s.gauge(s.connections, float64(disk.Connections), labels...)
 	for _, o := range disk.Operations {
-		own := append(labels[:3:3], metrics.Text(o.Operation, maxName))
+		own := append(labels[:3:3], text.Clip(o.Operation, maxName))
 		if len(o.Requests) != len(bounds)+1 || !s.first("operation", own) {
 			continue
 		}
 		count, buckets := histogram(bounds, o.Requests)
 		s.out <- prometheus.MustNewConstHistogram(s.requests, count, time.Duration(o.Nanos).Seconds(), buckets, own...)
 		for code, n := range o.Errors {
-			s.counter(s.failed, n, append(own[:4:4], metrics.Text(code, maxName))...)
+			s.counter(s.failed, n, append(own[:4:4], text.Clip(code, maxName))...)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -47,13 +48,15 @@ var ErrRunning = errors.New("an agent is running already")
 // daemon is an agent that runs.
 type daemon struct {
 	Config
-	access  access
-	own     peer // the agent itself
-	since   time.Time
-	boot    string // this run of the kernel
-	folder  string // of the disk servers' directories
-	audit   *audit.Log
-	health  *health
+	access access
+	own    peer // the agent itself
+	since  time.Time
+	boot   string // this run of the kernel
+	folder string // of the disk servers' directories
+	audit  *audit.Log
+	health *health
+	scans  *semaphore.Weighted // lets one scan run at a time, however many clients ask for one
+
 	metrics *meters
 
 	mu       sync.Mutex
@@ -108,7 +111,7 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
 		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
-		health: newHealth(c.Aliases), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	d.metrics = newMeters(d)
 	d.Host = d.metrics.observed(d.Host)

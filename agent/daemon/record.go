@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // action is what an entry of the audit log is about.
@@ -57,8 +58,6 @@ const (
 	maxName   = 256
 )
 
-func clip(text string, limit int) string { return text[:min(len(text), limit)] }
-
 func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor, begun: time.Now()}
 	if who, ok := ctx.Value(peerKey{}).(peer); ok {
@@ -70,7 +69,7 @@ func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 
 // about adds which VM it is.
 func (e *entry) about(w wish) {
-	e.VM, e.UUID, e.ReadOnly, e.Owner = clip(w.VM.Name, maxName), clip(w.VM.UUID, maxName), w.ReadOnly, w.Owner
+	e.VM, e.UUID, e.ReadOnly, e.Owner = text.Clip(w.VM.Name, maxName), text.Clip(w.VM.UUID, maxName), w.ReadOnly, w.Owner
 }
 
 // released writes down which keys leave the agent, before they do.
@@ -87,7 +86,7 @@ func (d *daemon) conclude(e *entry, err error) {
 	d.metrics.concluded(e, err)
 	result, level, log := resultSuccess, slog.LevelInfo, slog.With("vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "pid", e.PID)
 	if err != nil {
-		result, e.Reason, level = resultFailure, clip(err.Error(), maxReason), slog.LevelWarn
+		result, e.Reason, level = resultFailure, text.Clip(err.Error(), maxReason), slog.LevelWarn
 		log = log.With("error", err)
 	}
 	log.Log(d.ctx, level, string(e.Action), "result", result)

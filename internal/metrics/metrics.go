@@ -138,9 +138,3 @@ type complaints struct{}
 func (complaints) Println(v ...any) {
 	slog.Warn("metrics are not complete", "error", strings.TrimSpace(fmt.Sprintln(v...)))
 }
-
-// Text makes a label value of what others have written: valid UTF-8, of at most some
-// bytes.
-func Text(text string, limit int) string {
-	return strings.ToValidUTF8(text[:min(len(text), limit)], "\uFFFD")
-}

@@ -124,11 +124,3 @@ func TestListenReplacesOnlySockets(t *testing.T) {
 		t.Errorf("%q, %v", text, err)
 	}
 }
-
-func TestText(t *testing.T) {
-	for in, want := range map[string]string{"web01": "web01", "a\xffb": "a\uFFFDb", "äöü": "äö\uFFFD", "": ""} {
-		if got := Text(in, 5); got != want {
-			t.Errorf("%q became %q, not %q", in, got, want)
-		}
-	}
-}
