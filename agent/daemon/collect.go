@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -310,8 +311,18 @@ func (s *sheet) disk(disk diskserver.DiskStatus, bounds []float64, labels []stri
 		}
 		count, buckets := histogram(bounds, o.Requests)
 		s.out <- prometheus.MustNewConstHistogram(s.requests, count, time.Duration(o.Nanos).Seconds(), buckets, own...)
-		for code, n := range o.Errors {
-			s.counter(s.failed, n, append(own[:4:4], text.Clip(code, maxName))...)
+		s.errors(o, own)
+	}
+}
+
+// errors tells of the errors that alerts are about even while there are none: what
+// appears with the first has no increase.
+func (s *sheet) errors(o diskserver.Operation, labels []string) {
+	all := map[string]uint64{"EIO": 0, "ENOSPC": 0}
+	maps.Copy(all, o.Errors)
+	for code, n := range all {
+		if own := append(labels[:4:4], text.Clip(code, maxName)); s.first("error", own) {
+			s.counter(s.failed, n, own...)
 		}
 	}
 }
