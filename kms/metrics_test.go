@@ -11,7 +11,7 @@ import (
 	"github.com/gemalto/kmip-go/kmip14"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
-	"github.com/vmcrypt/vmcrypt/internal/metrics/metricstest"
+	"github.com/vmcrypt/vmcrypt/internal/metricstest"
 )
 
 // TestMetrics: what is scraped is what has happened, and tells no secret.

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/vmcrypt/vmcrypt/internal/metrics/metricstest"
+	"github.com/vmcrypt/vmcrypt/internal/metricstest"
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
@@ -44,17 +44,17 @@ func TestMetrics(t *testing.T) {
 	disk := fmt.Sprintf(`{descriptor="%s",node="scsi0:0",`, target)
 	with := func(name, more string) string { return name + disk + more + `vm="web01"}` }
 	h.checkMetrics(ofAgent, map[string]float64{
-		`vmcrypt_vms{state="unlocked"}`:                                                                                      1,
-		`vmcrypt_vms{state="locked"}`:                                                                                        2,
-		`vmcrypt_unlocks_total{result="success"}`:                                                                            1,
-		`vmcrypt_unlock_duration_seconds_count`:                                                                              1,
-		`vmcrypt_disk_server_exits_total`:                                                                                    0,
-		fmt.Sprintf(`vmcrypt_key_manager_up{alias="remote",server="%s"}`, k.address):                                         1,
-		with("vmcrypt_disk_written_bytes_total", ""):                                                                         8192,
-		with("vmcrypt_disk_request_duration_seconds_count", `operation="write",`):                                            1,
-		with("vmcrypt_disk_request_errors_total", `error="EIO",operation="write",`):                                          0,
-		fmt.Sprintf(`vmcrypt_disk_server_up{descriptor="%s",vm="web01"}`, target):                                            1,
-		fmt.Sprintf(`vmcrypt_key_manager_requests_total{alias="remote",operation="Get",result="ok",server="%s"}`, k.address): 1,
+		`vmcrypt_vms{state="unlocked"}`:                                              1,
+		`vmcrypt_vms{state="locked"}`:                                                2,
+		`vmcrypt_unlocks_total{result="success"}`:                                    1,
+		`vmcrypt_unlock_duration_seconds_count`:                                      1,
+		`vmcrypt_disk_server_exits_total`:                                            0,
+		fmt.Sprintf(`vmcrypt_key_manager_up{alias="remote",server="%s"}`, k.address): 1,
+		with("vmcrypt_disk_written_bytes_total", ""):                                 8192,
+		with("vmcrypt_disk_request_duration_seconds_count", `operation="write",`):    1,
+		fmt.Sprintf(`vmcrypt_disk_request_errors_total{descriptor="%s",error="EIO",node="scsi0:0",operation="write",vm="web01"}`, target): 0,
+		fmt.Sprintf(`vmcrypt_disk_server_up{descriptor="%s",vm="web01"}`, target):                                                         1,
+		fmt.Sprintf(`vmcrypt_key_manager_requests_total{alias="remote",operation="Get",result="ok",server="%s"}`, k.address):              1,
 	})
 	h.checkMetrics(ofKMS, map[string]float64{`vmcrypt_kms_clients{state="active"}`: 1, `vmcrypt_kms_backup_due`: 1})
 	for _, address := range []string{ofAgent, ofKMS} {
@@ -92,9 +92,16 @@ func TestMetrics(t *testing.T) {
 // checkMetrics waits until metrics have values.
 func (h *host) checkMetrics(address string, want map[string]float64) {
 	h.t.Helper()
+	var text string
+	defer func() {
+		if h.t.Failed() {
+			h.t.Log(text)
+		}
+	}()
 	for series, value := range want {
-		eventually(h.t, fmt.Sprintf("%s is %v", series, value), func() bool {
-			_, got := metricstest.Scrape(h.t, address)
+		eventually(h.t, fmt.Sprintf("%s is %v", series, value), func() (so bool) {
+			var got metricstest.Samples
+			text, got = metricstest.Scrape(h.t, address)
 			now, there := got[series]
 			return there && now == value
 		})
