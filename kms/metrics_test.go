@@ -104,3 +104,15 @@ func TestStatesChangeWithTime(t *testing.T) {
 		}
 	}
 }
+
+// TestMetricsAreDocumented: the agent's are its own affair.
+func TestMetricsAreDocumented(t *testing.T) {
+	h := newHome(t)
+	srv, err := h.openToServe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.close()
+	metricstest.CheckDocuments(t, "..", metricstest.Names(h.registry(srv)),
+		func(name string) bool { return strings.HasPrefix(name, "vmcrypt_kms_") })
+}

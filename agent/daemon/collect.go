@@ -77,6 +77,7 @@ func (d *descriptions) all() []*prometheus.Desc {
 type collector struct {
 	*daemon
 	*descriptions
+	patience time.Duration // with disk servers and datastores
 
 	mu   sync.Mutex
 	seen view
@@ -90,7 +91,7 @@ type view struct {
 }
 
 func newCollector(d *daemon) *collector {
-	return &collector{daemon: d, descriptions: newDescriptions()}
+	return &collector{daemon: d, descriptions: newDescriptions(), patience: collectTime}
 }
 
 // Describe is as prometheus.Collector has it.
@@ -102,7 +103,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 
 // Collect is as prometheus.Collector has it.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(c.ctx, collectTime)
+	ctx, cancel := context.WithTimeout(c.ctx, c.patience)
 	defer cancel()
 	var looking sync.WaitGroup
 	var locked map[string]api.VM
