@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,4 +150,40 @@ func (p *prometheusServer) eventually(query, words string) {
 		out, err := exec.Command(testtool.Need(p.t, "promtool"), "query", "instant", "http://"+p.address, query).Output()
 		return err == nil && strings.Contains(string(out), words)
 	})
+}
+
+// TestAlertRules: the rules are valid, fire as their tests say, and lead to sections that
+// there are.
+func TestAlertRules(t *testing.T) {
+	root := filepath.Join("..", "..")
+	rules := string(read(t, filepath.Join(root, "packaging", "prometheus", "rules.yml")))
+	alerts := strings.Count(rules, "- alert: ")
+	for _, annotation := range []string{"summary: ", "description: ", "runbook_url: "} {
+		// The alerts on certificates share theirs.
+		if n := strings.Count(rules, annotation) + strings.Count(rules, "annotations: *"); n != alerts {
+			t.Errorf("%d alerts have %q, of %d", n, annotation, alerts)
+		}
+	}
+	for _, link := range regexp.MustCompile(`runbook_url: (\S+)#(\S+)`).FindAllStringSubmatch(rules, -1) {
+		if !slices.Contains(anchors(string(read(t, filepath.Join(root, link[1])))), link[2]) {
+			t.Errorf("%s has no section %s", link[1], link[2])
+		}
+	}
+	testtool.Long(t)
+	for _, args := range [][]string{{"check", "rules", "rules.yml"}, {"test", "rules", "rules_test.yml"}} {
+		cmd := exec.Command(testtool.Need(t, "promtool"), args...)
+		cmd.Dir = filepath.Join(root, "packaging", "prometheus")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// anchors are what links can lead to in a document, as GitHub makes them of headings.
+func anchors(document string) (all []string) {
+	for _, heading := range regexp.MustCompile(`(?m)^##+ (.*)$`).FindAllStringSubmatch(document, -1) {
+		text := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		all = append(all, strings.ReplaceAll(text, " ", "-"))
+	}
+	return all
 }
