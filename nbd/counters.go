@@ -95,7 +95,7 @@ func (n *counter) failed(e errno) {
 func (c *counters) stats() []OperationStats {
 	var all []OperationStats
 	for i := range c {
-		if s, any := c[i].stats(); any {
+		if s, used := c[i].stats(); used {
 			s.Operation = commandNames[i]
 			all = append(all, s)
 		}
@@ -103,16 +103,16 @@ func (c *counters) stats() []OperationStats {
 	return all
 }
 
-func (n *counter) stats() (s OperationStats, any bool) {
+func (n *counter) stats() (s OperationStats, used bool) {
 	s = OperationStats{Requests: make([]uint64, len(n.took)), Time: time.Duration(n.nanos.Load()), Errors: map[string]uint64{}}
 	for i := range n.took {
 		s.Requests[i] = n.took[i].Load()
-		any = any || s.Requests[i] > 0
+		used = used || s.Requests[i] > 0
 	}
 	for i := range failures {
 		if count := n.failures[i].Load(); count > 0 {
 			s.Errors[failures[i].name] = count
 		}
 	}
-	return s, any
+	return s, used
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 func diskDesc(name, help string, labels ...string) *prometheus.Desc {
-	return desc(name, help, append(diskLabels[:len(diskLabels):len(diskLabels)], labels...)...)
+	return desc(name, help, slices.Concat(diskLabels, labels)...)
 }
 
 // descriptions are of what the collector finds.
