@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 		"internal/secret", "kek", "nbd", "vmx", "agent/diskserver"},
 	"agent/api":                  {},
 	"agent/daemon":               {"agent", "agent/api", "agent/diskserver", "image", "internal/audit", "internal/durable", "kek"},
+	"agent/page":                 {"agent/api", "internal/durable"},
 	"agent/diskserver":           {"blockcrypt", "dek", "image", "internal/secret", "nbd", "vmx"},
 	"blockcrypt":                 {"image", "internal/durable", "internal/secret"},
 	"blockcrypt/conversion":      {"blockcrypt", "image"},
