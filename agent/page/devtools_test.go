@@ -255,5 +255,5 @@ func (b *browser) press(key string, code int) {
 // overflow is by how many pixels the page is wider than the screen.
 func (b *browser) overflow() int {
 	b.t.Helper()
-	return eval[int](b, `document.scrollingElement.scrollWidth - innerWidth`)
+	return eval[int](b, `document.scrollingElement.scrollWidth - document.documentElement.clientWidth`)
 }

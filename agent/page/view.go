@@ -44,6 +44,7 @@ type view struct {
 
 	Conversions     []conversion
 	MoreConversions int
+	Converting      int // disks
 
 	VMs  []vm
 	List list
@@ -158,7 +159,10 @@ type vm struct {
 	Read    amount
 	Written amount
 	More    int // disks
-	rank    int
+
+	// Converting is the state of the first disk that is amid a conversion.
+	Converting string
+	rank       int
 }
 
 // The levels of what is shown: each has a colour and a sign.
@@ -208,10 +212,13 @@ const (
 // newVM makes what the list is sorted by.
 func newVM(each api.VM) vm {
 	row := vm{VM: each, Level: levelNone, rank: rankLocked}
+	if i := slices.IndexFunc(each.Disks, func(d api.Disk) bool { return d.Conversion != nil }); i >= 0 {
+		row.Converting = each.Disks[i].Conversion.State
+	}
 	switch {
 	case each.State == api.Restarting, each.State == api.Unlocked && each.Problem != "":
 		row.Level, row.rank = levelCritical, rankProblem
-	case slices.ContainsFunc(each.Disks, func(d api.Disk) bool { return d.Conversion != nil }):
+	case row.Converting != "":
 		row.rank = rankConverting
 	case each.Problem != "":
 		row.Level, row.rank = levelWarning, rankProblem
@@ -277,13 +284,14 @@ type conversion struct {
 
 func (v *view) addConversions(each api.VM) {
 	for _, d := range each.Disks {
-		switch {
-		case d.Conversion == nil:
-		case len(v.Conversions) == maxConversions:
-			v.MoreConversions++
-		default:
-			v.Conversions = append(v.Conversions, newConversion(each, d))
+		if d.Conversion == nil {
+			continue
 		}
+		if v.Converting++; v.Converting > maxConversions {
+			v.MoreConversions++
+			continue
+		}
+		v.Conversions = append(v.Conversions, newConversion(each, d))
 	}
 }
 

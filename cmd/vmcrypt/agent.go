@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +19,9 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/daemon"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
+	"github.com/vmcrypt/vmcrypt/agent/page"
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
 
 func agentCommand() *cli.Command {
@@ -28,6 +31,7 @@ func agentCommand() *cli.Command {
 		Description: "Runs until it gets SIGINT or SIGTERM. The disks that are unlocked then stay so: each VM's are served\n" +
 			"by a process of their own, which the next agent finds again. The configuration says which folders\n" +
 			"the agent may open VMs in (datastores), and who may use it.",
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "http", Usage: "have a status page for browsers at `ADDRESS`, such as 127.0.0.1:9180, or the path of a socket"}},
 		Action: runAgent,
 	})
 }
@@ -44,7 +48,15 @@ func runAgent(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if d.HTTP, err = e.statusPage(c); err != nil {
+		return err
+	}
+	self := api.NewClient(d.Socket)
 	return daemon.Run(c.Context, d, func() {
+		systemd.Ready(c.Context, func(ctx context.Context) error {
+			_, err := self.Agent(ctx)
+			return err
+		})
 		if c.Bool("json") {
 			_ = writeJSON(c.App.Writer, map[string]string{"type": "listening", "socket": d.Socket})
 			return
@@ -78,6 +90,24 @@ func (e *environment) daemon() (daemon.Config, error) {
 	}, nil
 }
 
+// statusPage is where there is to be one, if anywhere.
+func (e *environment) statusPage(c *cli.Context) (string, error) {
+	if c.IsSet("http") {
+		if err := page.CheckAddress(c.String("http")); err != nil {
+			return "", usageError{fmt.Errorf("--http: %w", err)}
+		}
+		return c.String("http"), nil
+	}
+	address := e.config.Agent.HTTP
+	if address == "" {
+		return "", nil
+	}
+	if err := page.CheckAddress(address); err != nil {
+		return "", fmt.Errorf("%s: agent: http: %w", e.paths.File, err)
+	}
+	return address, nil
+}
+
 func (e *environment) aliases() (all []daemon.Alias) {
 	for _, name := range e.config.AliasNames() {
 		a := daemon.Alias{Name: name}
@@ -95,7 +125,7 @@ const unlocksPerCPU = 4
 // diskServer is a process of this program, whatever release replaces its file.
 func diskServer(program string) *exec.Cmd {
 	cmd := exec.Command(program, "disk-server") //nolint:noctx // it outlives the agent
-	cmd.Dir, cmd.Stderr = "/", os.Stderr
+	cmd.Dir, cmd.Stderr, cmd.Env = "/", os.Stderr, systemd.Environ()
 	return cmd
 }
 

@@ -6,6 +6,7 @@
   const main = document.getElementById("main");
   const live = document.getElementById("live");
   const gone = document.getElementById("gone");
+  const goneText = document.getElementById("gone-text");
   const clock = document.getElementById("clock");
   const clockText = document.getElementById("clock-text");
   let tag = "", answered = new Date(), asking = false, timer = 0;
@@ -69,7 +70,7 @@
     clockText.textContent = "Live, " + answered.toLocaleTimeString([], { hour12: false });
     if (!gone.hidden) {
       gone.hidden = true;
-      gone.textContent = "";
+      goneText.textContent = "";
       live.textContent = "The agent answers again.";
     }
   }
@@ -78,7 +79,7 @@
     clock.className = "clock stale";
     clockText.textContent = "Not live";
     if (!gone.hidden) return; // it is said once
-    gone.textContent = "The agent has given no answer since " + answered.toLocaleTimeString([], { hour12: false }) +
+    goneText.textContent = "The agent has given no answer since " + answered.toLocaleTimeString([], { hour12: false }) +
       ". What you see is of then.";
     gone.hidden = false;
   }
