@@ -128,7 +128,7 @@ func TestSessionsEnd(t *testing.T) {
 	for range maxSessions + 1 {
 		w := httptest.NewRecorder()
 		d.enter(w)
-		r := httptest.NewRequest("GET", "/", nil)
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		r.AddCookie(w.Result().Cookies()[0])
 		requests = append(requests, r)
 	}
