@@ -49,7 +49,7 @@ func TestInBrowser(t *testing.T) {
 	b := startBrowser(t)
 	axe := readAxe(t)
 	logIn(b, s, axe)
-	for name, o := range map[string]*fixed{"day": {overview: sample()}, "empty": {overview: nothing()}, "hostile": {overview: hostile()}, "many": {overview: well(200)}} {
+	for name, o := range map[string]*fixed{"day": {overview: sample()}, "empty": {overview: nothing()}, "hostile": {overview: hostile()}, "many": {overview: well(60)}} {
 		s.set(o.overview)
 		fits(b, s, axe, name)
 	}
@@ -114,7 +114,8 @@ func fits(b *browser, s *site, axe, name string) {
 					b.t.Errorf("%s, %d px wide, open %v: %d px too wide", name, width, open, over)
 				}
 			}
-			if width == 320 || width == 1280 {
+			// axe takes its time: the phone in the light and the desk in the dark, and all for one.
+			if light := scheme == "light"; width == 320 && (light || name == "day") || width == 1280 && (!light || name == "day") {
 				accessible(b, axe, fmt.Sprintf("%s, %s, %d px", name, scheme, width))
 			}
 			b.shoot(fmt.Sprintf("%s-%d-%s", name, width, scheme))
