@@ -293,7 +293,7 @@ func TestManyVMs(t *testing.T) {
 	if first := strings.Index(text, "app9000"); first < 0 || first > strings.Index(text, "app0001") {
 		t.Error("what is wrong does not come first")
 	}
-	seen := 0
+	seen, h := 0, open(well(1000))
 	for target := "/?all=1"; target != ""; {
 		n, text := shown(t, h, target)
 		seen += n
@@ -302,10 +302,10 @@ func TestManyVMs(t *testing.T) {
 			target = strings.ReplaceAll(next[1], "&amp;", "&")
 		}
 	}
-	if seen != 10_000 {
+	if seen != 1000 {
 		t.Errorf("all pages together have %d VMs", seen)
 	}
-	for target, want := range map[string]int{"/?page=-1": vmsOnPage, "/?page=x": vmsOnPage, "/?page=99999999999999999999": 67, "/?all=1&page=1000000": vmsOnPage} {
+	for target, want := range map[string]int{"/?page=-1": vmsOnPage, "/?page=x": vmsOnPage, "/?page=99999999999999999999": 66, "/?all=1&page=1000000": vmsOnPage} {
 		if n, _ := shown(t, h, target); n != want {
 			t.Errorf("%s has %d VMs", target, n)
 		}
