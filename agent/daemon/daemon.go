@@ -30,7 +30,8 @@ import (
 type Config struct {
 	Release    string   // the program's version
 	Socket     string   // the path to listen at; disk servers have theirs in vms beside it
-	State      string   // the folder of the audit log
+	State      string   // the folder of the audit log and of the status page's token
+	HTTP       string   // where the status page is: page.CheckAddress; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
 	SocketUser diskserver.User  // the user that QEMU runs as
@@ -93,6 +94,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	d.openPage()
 	ready()
 	return d.serve(l)
 }
