@@ -30,7 +30,8 @@ import (
 type Config struct {
 	Release    string   // the program's version
 	Socket     string   // the path to listen at; disk servers have theirs in vms beside it
-	State      string   // the folder of the audit log
+	State      string   // the folder of the audit log and of the status page's token
+	HTTP       string   // where the status page is: page.CheckAddress; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
 	Metrics    string           // where they are scraped, as metrics.Listen takes it; "" for nowhere
@@ -99,6 +100,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err := d.serveMetrics(); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	d.openPage()
 	ready()
 	return d.serve(l)
 }
