@@ -1,0 +1,169 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/agent/daemon"
+	"github.com/vmcrypt/vmcrypt/internal/libvirtxml"
+)
+
+func libvirtXMLCommand() *cli.Command {
+	return command(cli.Command{
+		Name:      "libvirt-xml",
+		Usage:     "print what a libvirt domain needs to use a VM's encrypted disks",
+		ArgsUsage: "TARGET",
+		Description: "Without --domain, prints the element for the domain's metadata and its disks. With it, the domain's\n" +
+			"XML with them in it; all else stays as it was:\n" +
+			"  virsh dumpxml --inactive --security-info web01 | vmcrypt libvirt-xml web01.vmx --domain - | virsh define /dev/stdin",
+		Flags: append(agentFlags(),
+			&cli.StringFlag{Name: "domain", Usage: "change the XML in `FILE` (-: standard input)"},
+			&cli.StringSliceFlag{Name: "target", Usage: "take or add the domain's disk with this device: `NODE=DEVICE`; can be repeated"},
+			&cli.BoolFlag{Name: "remove", Usage: "lead the domain back to the files of disks that were decrypted"},
+			&cli.StringFlag{Name: "libvirt", Usage: "write for this `VERSION` of libvirt (default: what \"virsh --version\" says)"},
+		),
+		Action: libvirtXML,
+	})
+}
+
+func libvirtXML(c *cli.Context) error {
+	args, err := nArgs(c, 1, 1)
+	if err != nil {
+		return err
+	}
+	vm, err := servedVM(c, args[0])
+	if err != nil {
+		return err
+	}
+	text, err := domainXML(c, vm)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return writeJSON(c.App.Writer, map[string]string{"xml": text})
+	}
+	_, err = io.WriteString(c.App.Writer, text)
+	return err
+}
+
+func domainXML(c *cli.Context, vm libvirtxml.VM) (string, error) {
+	if c.String("domain") == "" {
+		if c.Bool("remove") {
+			return "", usageError{errors.New("--remove is for a domain: name it with --domain")}
+		}
+		return libvirtxml.Fragments(vm, reconnectDelay(c))
+	}
+	domain, err := readDomain(c.String("domain"))
+	if err != nil {
+		return "", err
+	}
+	if c.Bool("remove") {
+		err = domain.Detach(vm)
+	} else {
+		err = domain.Attach(vm, reconnectDelay(c))
+	}
+	return domain.String(), err
+}
+
+func readDomain(file string) (*libvirtxml.Domain, error) {
+	if file == "-" {
+		return libvirtxml.Read(os.Stdin)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return libvirtxml.Read(f)
+}
+
+// servedVM describes a VM by its descriptor: its encrypted disks or, where the domain
+// is to do without vmcrypt, all of them.
+func servedVM(c *cli.Context, target string) (vm libvirtxml.VM, err error) {
+	if target, err = filepath.Abs(target); err != nil {
+		return vm, err
+	}
+	t, err := agent.Open(target, "")
+	if err != nil {
+		return vm, err
+	}
+	socket, err := clientSocket(c)
+	if err != nil {
+		return vm, err
+	}
+	targets, err := targetDevices(c, t)
+	if err != nil {
+		return vm, err
+	}
+	if vm.Descriptor = t.Descriptor; checkDescriptor(vm.Descriptor) != nil {
+		return vm, checkDescriptor(vm.Descriptor)
+	}
+	for _, d := range t.Disks {
+		if c.Bool("remove") && d.Record != nil {
+			return vm, fmt.Errorf("%w: disk %s is still encrypted: decrypt it first", agent.ErrState, d.Node)
+		}
+		if d.Record != nil || c.Bool("remove") {
+			vm.Disks = append(vm.Disks, servedDisk(d, daemon.SocketPath(socket, t.Descriptor, d.Node), targets[d.Node]))
+		}
+	}
+	if len(vm.Disks) == 0 {
+		return vm, fmt.Errorf("%w: %s has no encrypted disk", agent.ErrState, t.Path)
+	}
+	return vm, nil
+}
+
+func servedDisk(d agent.Disk, socket, target string) libvirtxml.Disk {
+	info, err := os.Stat(d.Path) // it may be somewhere else by now
+	return libvirtxml.Disk{
+		Node: d.Node, Socket: socket, File: d.Path, Format: string(d.Format), Target: target,
+		Block: err == nil && info.Mode().Type() == os.ModeDevice,
+	}
+}
+
+// targetDevices reads the flags that say which device of the domain a disk is.
+func targetDevices(c *cli.Context, t *agent.Target) (map[string]string, error) {
+	devices := map[string]string{}
+	for _, flag := range c.StringSlice("target") {
+		node, device, ok := strings.Cut(flag, "=")
+		if !ok || device == "" || !slices.ContainsFunc(t.Disks, func(d agent.Disk) bool { return d.Node == node }) {
+			return nil, usageError{fmt.Errorf("--target is NODE=DEVICE, with the node of one of the VM's disks: %q is not", flag)}
+		}
+		devices[node] = device
+	}
+	return devices, nil
+}
+
+// reconnectSeconds is how long QEMU waits for a disk server that is started again,
+// which may have to wait for a key manager.
+const reconnectSeconds = 300
+
+// reconnectDelay is 0 where libvirt does not know it.
+func reconnectDelay(c *cli.Context) int {
+	version := c.String("libvirt")
+	if version == "" {
+		out, _ := exec.CommandContext(c.Context, "virsh", "--version").Output() // there may be no libvirt here
+		version = strings.TrimSpace(string(out))
+	}
+	if knowsReconnect(version) {
+		return reconnectSeconds
+	}
+	return 0
+}
+
+// knowsReconnect: libvirt has it for NBD since 9.1.0.
+func knowsReconnect(version string) bool {
+	parts := append(strings.Split(version, "."), "0")
+	major, err := strconv.Atoi(parts[0])
+	minor, _ := strconv.Atoi(parts[1])
+	return err == nil && (major > 9 || major == 9 && minor >= 1)
+}
