@@ -23,11 +23,13 @@ func libvirtXMLCommand() *cli.Command {
 		Name:      "libvirt-xml",
 		Usage:     "print what a libvirt domain needs to use a VM's encrypted disks",
 		ArgsUsage: "TARGET",
-		Description: "Without --domain, prints the element for the domain's metadata and its disks. With it, the domain's\n" +
-			"XML with them in it; all else stays as it was:\n" +
+		Description: "Without --domain, prints the element for the domain's metadata and its disks; with --disk, only these\n" +
+			"disks, for \"virsh attach-device\". With --domain, prints the domain's XML with them in it; all else stays\n" +
+			"as it was:\n" +
 			"  virsh dumpxml --inactive --security-info web01 | vmcrypt libvirt-xml web01.vmx --domain - | virsh define /dev/stdin",
 		Flags: append(agentFlags(),
 			&cli.StringFlag{Name: "domain", Usage: "change the XML in `FILE` (-: standard input)"},
+			&cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`; can be repeated"},
 			&cli.StringSliceFlag{Name: "target", Usage: "take or add the domain's disk with this device: `NODE=DEVICE`; can be repeated"},
 			&cli.BoolFlag{Name: "remove", Usage: "lead the domain back to the files of disks that were decrypted"},
 			&cli.StringFlag{Name: "libvirt", Usage: "write for this `VERSION` of libvirt (default: what \"virsh --version\" says)"},
@@ -60,6 +62,9 @@ func domainXML(c *cli.Context, vm libvirtxml.VM) (string, error) {
 	if c.String("domain") == "" {
 		if c.Bool("remove") {
 			return "", usageError{errors.New("--remove is for a domain: name it with --domain")}
+		}
+		if len(c.StringSlice("disk")) > 0 { // for "virsh attach-device"
+			return libvirtxml.DisksOf(vm, reconnectDelay(c))
 		}
 		return libvirtxml.Fragments(vm, reconnectDelay(c))
 	}
@@ -110,16 +115,22 @@ func servedVM(c *cli.Context, target string) (vm libvirtxml.VM, err error) {
 	}
 	for _, d := range t.Disks {
 		if c.Bool("remove") && d.Record != nil {
-			return vm, fmt.Errorf("%w: disk %s is still encrypted: decrypt it first", agent.ErrState, d.Node)
+			return vm, fmt.Errorf("disk %s of %s is still encrypted: decrypt it first", d.Node, t.Path)
 		}
-		if d.Record != nil || c.Bool("remove") {
+		if (d.Record != nil || c.Bool("remove")) && chosen(c, d.Node) {
 			vm.Disks = append(vm.Disks, servedDisk(d, daemon.SocketPath(socket, t.Descriptor, d.Node), targets[d.Node]))
 		}
 	}
 	if len(vm.Disks) == 0 {
-		return vm, fmt.Errorf("%w: %s has no encrypted disk", agent.ErrState, t.Path)
+		return vm, fmt.Errorf("%w: %s has no encrypted disk there", agent.ErrState, t.Path)
 	}
 	return vm, nil
+}
+
+// chosen tells whether a disk is one of those that the command line names, if any.
+func chosen(c *cli.Context, node string) bool {
+	nodes := c.StringSlice("disk")
+	return len(nodes) == 0 || slices.Contains(nodes, node)
 }
 
 func servedDisk(d agent.Disk, socket, target string) libvirtxml.Disk {
@@ -160,10 +171,10 @@ func reconnectDelay(c *cli.Context) int {
 	return 0
 }
 
-// knowsReconnect: libvirt has it for NBD since 9.1.0.
+// knowsReconnect: libvirt 9.0 does not know it for NBD, and 9.4 does.
 func knowsReconnect(version string) bool {
 	parts := append(strings.Split(version, "."), "0")
 	major, err := strconv.Atoi(parts[0])
 	minor, _ := strconv.Atoi(parts[1])
-	return err == nil && (major > 9 || major == 9 && minor >= 1)
+	return err == nil && (major > 9 || major == 9 && minor >= 4)
 }

@@ -157,14 +157,19 @@ func trimmed(text string) string { return strings.TrimSpace(text) }
 // Fragments gives what a domain without any disk needs: first what belongs into its
 // metadata, then its disks.
 func Fragments(vm VM, reconnect int) (string, error) {
+	disks, err := DisksOf(vm, reconnect)
+	return metadata(vm.Descriptor) + "\n" + disks, err
+}
+
+// DisksOf gives the disks of a domain that has no others.
+func DisksOf(vm VM, reconnect int) (string, error) {
 	d := &Domain{&document{root: fragment("<domain>\n</domain>")}}
 	if err := d.Attach(vm, reconnect); err != nil {
 		return "", err
 	}
 	var b strings.Builder
-	b.WriteString(metadata(vm.Descriptor))
 	for _, e := range d.devices().children {
 		e.write(&b)
 	}
-	return strings.ReplaceAll(b.String(), "\n    ", "\n") + "\n", nil
+	return strings.ReplaceAll(b.String(), "\n    ", "\n")[1:] + "\n", nil
 }
