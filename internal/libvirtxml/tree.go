@@ -65,6 +65,9 @@ type reader struct {
 func (r *reader) take(token xml.Token, from, to int) error {
 	switch token := token.(type) {
 	case xml.StartElement:
+		if err := checkAttrs(token); err != nil {
+			return err
+		}
 		return r.begin(&element{
 			before: r.text[r.done:from], tag: r.text[from:to], name: token.Name, attrs: slices.Clone(token.Attr),
 		}, to)
@@ -73,6 +76,19 @@ func (r *reader) take(token xml.Token, from, to int) error {
 		e.tail, e.end = r.text[r.done:from], r.text[from:to]
 		r.open = r.open[:len(r.open)-1]
 		r.done = to
+	}
+	return nil
+}
+
+// checkAttrs refuses an attribute that is there twice, as XML does and encoding/xml does
+// not.
+func checkAttrs(e xml.StartElement) error {
+	seen := make(map[xml.Name]bool, len(e.Attr))
+	for _, a := range e.Attr {
+		if seen[a.Name] {
+			return fmt.Errorf("%s has the attribute %s twice", e.Name.Local, a.Name.Local)
+		}
+		seen[a.Name] = true
 	}
 	return nil
 }
