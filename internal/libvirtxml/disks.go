@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -39,11 +40,12 @@ var (
 // descriptor in the metadata. Disks that are not there are added. QEMU tries for so
 // many seconds to reach a disk server that went away; 0 leaves that as it is.
 func (d *Domain) Attach(vm VM, reconnect int) error {
-	for _, disk := range vm.Disks {
-		e, err := d.diskOf(disk)
-		if err != nil {
-			return err
-		}
+	elements, err := d.elements(vm.Disks)
+	if err != nil {
+		return err
+	}
+	for i, disk := range vm.Disks {
+		e := elements[i]
 		if e == nil {
 			e, err = d.addDisk(disk)
 		}
@@ -96,29 +98,42 @@ func (d *Domain) find(so func(*element) bool) (out []*element) {
 	return out
 }
 
-// diskOf finds the domain's element for a disk; nil if it has to be added.
-func (d *Domain) diskOf(disk Disk) (*element, error) {
-	found := d.find(func(e *element) bool {
-		if disk.Target != "" {
-			return e.child("target").attr("dev") == disk.Target
+// elements finds the domain's elements of disks; nil for one that has to be added.
+func (d *Domain) elements(disks []Disk) ([]*element, error) {
+	elements := make([]*element, len(disks))
+	for i, disk := range disks {
+		found := d.find(func(e *element) bool { return isOf(e, disk) })
+		switch {
+		case len(found) > 1:
+			return nil, fmt.Errorf("disk %s: %w The domain has it %d times", disk.Node, ErrWhich, len(found))
+		case len(found) == 1 && slices.Contains(elements, found[0]):
+			return nil, fmt.Errorf("disk %s: %w Another disk is there already", disk.Node, ErrWhich)
+		case len(found) == 1:
+			elements[i] = found[0]
 		}
-		return isServed(e, disk) || isFile(e, disk)
-	})
-	switch {
-	case len(found) > 1:
-		return nil, fmt.Errorf("disk %s: %w The domain has it %d times", disk.Node, ErrWhich, len(found))
-	case len(found) == 1:
-		return found[0], nil
-	case disk.Target != "":
-		return nil, nil
 	}
-	return nil, d.checkOthers(disk)
+	for i, disk := range disks {
+		if elements[i] == nil && disk.Target == "" {
+			if err := d.checkOthers(disk, elements); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return elements, nil
 }
 
-// checkOthers fails if one of the domain's disks may be the one, under another name: as
-// after a copy was encrypted.
-func (d *Domain) checkOthers(disk Disk) error {
-	others := d.find(func(e *element) bool { return e.attr("type") != "network" })
+// isOf tells the domain's element for a disk.
+func isOf(e *element, disk Disk) bool {
+	if disk.Target != "" {
+		return e.child("target").attr("dev") == disk.Target
+	}
+	return isServed(e, disk) || isFile(e, disk)
+}
+
+// checkOthers fails if one of the domain's other disks may be the one, under another
+// name: as after a copy was encrypted.
+func (d *Domain) checkOthers(disk Disk, known []*element) error {
+	others := d.find(func(e *element) bool { return e.attr("type") != "network" && !slices.Contains(known, e) })
 	if len(others) == 0 {
 		return nil
 	}
@@ -179,6 +194,9 @@ func (d *Domain) addDisk(disk Disk) (*element, error) {
 	return devices.insert(at, fmt.Sprintf("<disk type='network' device='disk'>\n  <target dev='%s'/>\n</disk>", escape(dev))), nil
 }
 
+// device is a name that libvirt takes.
+var device = regexp.MustCompile(`^(hd|sd|vd|xvd)[a-zA-Z0-9_]+$`)
+
 // freeDevice gives the name of a device that the domain does not have: the given one,
 // or the first of virtio.
 func (d *Domain) freeDevice(want string) (string, error) {
@@ -188,8 +206,8 @@ func (d *Domain) freeDevice(want string) (string, error) {
 			used[e.child("target").attr("dev")] = true
 		}
 	}
-	if used[want] {
-		return "", fmt.Errorf("%w %s is no hard disk", ErrWhich, want)
+	if want != "" && (used[want] || !device.MatchString(want)) {
+		return "", fmt.Errorf("%w %q is no hard disk, and can't become one", ErrWhich, want)
 	}
 	if want != "" {
 		return want, nil

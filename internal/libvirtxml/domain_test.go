@@ -148,6 +148,10 @@ func TestTargets(t *testing.T) {
 	if err := read(t, text).Attach(vm, 0); !errors.Is(err, ErrWhich) {
 		t.Errorf("a CD drive: %v", err)
 	}
+	vm.Disks[0].Target, vm.Disks[1].Target = "sda", "sda"
+	if err := read(t, text).Attach(vm, 0); !errors.Is(err, ErrWhich) {
+		t.Errorf("two disks at one device: %v", err)
+	}
 }
 
 // TestAttachRefuses: what can't be told or can't be done changes nothing silently.
