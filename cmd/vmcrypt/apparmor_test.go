@@ -34,7 +34,7 @@ func TestAppArmor(t *testing.T) {
 	file := filepath.Join(base, "test")
 	write(t, file, []byte("abi <abi/3.0>,\ninclude <tunables/global>\nprofile libvirt-test flags=(attach_disconnected) {\n"+profile+"}\n"))
 	compiled := execute(t, exec.Command(parser, "--base", base, "--skip-kernel-load", "--skip-cache", "--debug", file))
-	if !strings.Contains(string(compiled), "/run/vmcrypt/vms/*/*:*.sock") {
-		t.Errorf("the rule is not in what was compiled:\n%s", compiled)
+	if !strings.Contains(string(compiled), "run/vmcrypt/vms/*/*:*.sock)") {
+		t.Error("the rule is not in what was compiled")
 	}
 }

@@ -30,6 +30,9 @@ func isolated(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount something over the folders of libvirt")
 	}
+	if out, err := exec.Command("unshare", "--mount", "--pid", "--fork", "true").CombinedOutput(); err != nil {
+		t.Skipf("no mounts and processes of its own: %v: %s", err, out)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*hang)
 	defer cancel()
 	// The shell waits for orphans, as the first process has to.
