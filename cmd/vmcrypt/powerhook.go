@@ -22,7 +22,7 @@ import (
 const hookTime = 2 * time.Minute
 
 // errStart is the error for a guest that must not start.
-var errStart = errors.New("the guest does not start, since its disks are locked")
+var errStart = errors.New("the guest does not start, since its disks can't be unlocked")
 
 // powerOn has the agent unlock a VM for a guest that is about to start.
 func powerOn(c *cli.Context, descriptor, owner string) error {
