@@ -92,39 +92,47 @@ func readDomain(file string) (*libvirtxml.Domain, error) {
 	return libvirtxml.Read(f)
 }
 
-// servedVM describes a VM by its descriptor: its encrypted disks or, where the domain
-// is to do without vmcrypt, all of them.
-func servedVM(c *cli.Context, target string) (vm libvirtxml.VM, err error) {
-	if target, err = filepath.Abs(target); err != nil {
-		return vm, err
-	}
-	t, err := agent.Open(target, "")
+// servedVM describes the VM of a target as a guest needs it: with its encrypted disks
+// or, where a domain is to do without vmcrypt, with those that are plain again.
+func servedVM(c *cli.Context, target string) (libvirtxml.VM, error) {
+	t, err := openServed(target)
 	if err != nil {
-		return vm, err
+		return libvirtxml.VM{}, err
 	}
 	socket, err := clientSocket(c)
 	if err != nil {
-		return vm, err
+		return libvirtxml.VM{}, err
 	}
-	targets, err := targetDevices(c, t)
+	devices, err := targetDevices(c, t)
 	if err != nil {
-		return vm, err
+		return libvirtxml.VM{}, err
 	}
-	if vm.Descriptor = t.Descriptor; checkDescriptor(vm.Descriptor) != nil {
-		return vm, checkDescriptor(vm.Descriptor)
-	}
+	vm := libvirtxml.VM{Descriptor: t.Descriptor}
 	for _, d := range t.Disks {
-		if c.Bool("remove") && d.Record != nil {
-			return vm, fmt.Errorf("disk %s of %s is still encrypted: decrypt it first", d.Node, t.Path)
+		if chosen(c, d.Node) && (d.Record != nil || c.Bool("remove")) {
+			vm.Disks = append(vm.Disks, servedDisk(d, daemon.SocketPath(socket, t.Descriptor, d.Node), devices[d.Node]))
 		}
-		if (d.Record != nil || c.Bool("remove")) && chosen(c, d.Node) {
-			vm.Disks = append(vm.Disks, servedDisk(d, daemon.SocketPath(socket, t.Descriptor, d.Node), targets[d.Node]))
+		if chosen(c, d.Node) && d.Record != nil && c.Bool("remove") {
+			return vm, fmt.Errorf("disk %s of %s is still encrypted: decrypt it first", d.Node, t.Path)
 		}
 	}
 	if len(vm.Disks) == 0 {
 		return vm, fmt.Errorf("%w: %s has no encrypted disk there", agent.ErrState, t.Path)
 	}
 	return vm, nil
+}
+
+// openServed opens a target whose descriptor the hooks take, too.
+func openServed(target string) (*agent.Target, error) {
+	path, err := filepath.Abs(target)
+	if err != nil {
+		return nil, err
+	}
+	t, err := agent.Open(path, "")
+	if err != nil {
+		return nil, err
+	}
+	return t, checkDescriptor(t.Descriptor)
 }
 
 // chosen tells whether a disk is one of those that the command line names, if any.
