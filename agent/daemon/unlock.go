@@ -95,6 +95,7 @@ func (m *machine) start(ctx context.Context, path string, w wish, e *entry) erro
 	err = m.Host.Unlock(ctx, t, agent.UnlockOptions{
 		ReadOnly: w.ReadOnly, Directory: m.directory, SocketUser: m.SocketUser, Command: cmd,
 		Release: func(keys []agent.Release) error { return m.released(e, keys) },
+		Started: func(pid int) { m.scope(ctx, pid) },
 	})
 	if err != nil {
 		if pidfd >= 0 {
