@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/image"
 )
 
 const domainID = "0d3b3b64-5f2c-4f6e-9c55-1f6b7a3c9d11"
@@ -106,6 +107,24 @@ func TestLibvirtHookDenies(t *testing.T) {
 		}
 		h.passes(xml, "web01", "release", "end", "failed")
 	}
+	h.untouched()
+}
+
+// TestLibvirtHookInUse: as at the destination of a migration, where another host has
+// the disk, nothing is taken from it.
+func TestLibvirtHookInUse(t *testing.T) {
+	t.Parallel()
+	h := startHost(t)
+	target := h.vm("web01", "scsi0:0")
+	disk, err := image.Open(h.at("web01/disk0.img"), image.Raw, image.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := h.hook(domainOf(target), "web01", "prepare", "begin", "-"); r.code != exitInUse || !strings.Contains(r.stderr, "disk0.img") {
+		t.Errorf("%+v", r)
+	}
+	h.passes(domainOf(target), "web01", "release", "end", "failed")
+	disk.Close()
 	h.untouched()
 }
 
