@@ -112,7 +112,7 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	}
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
-		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
+		boot: boot, folder: folderOf(c.Socket),
 		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	d.metrics = newMeters(d)
