@@ -123,6 +123,7 @@ func (m *machine) off() string {
 
 // TestSampleDiskBoots has QEMU boot a disk that is encrypted, and write to it.
 func TestSampleDiskBoots(t *testing.T) {
+	t.Parallel()
 	testtool.Need(t, "qemu-system-x86_64")
 	h := startHost(t)
 	plain := filepath.Join(t.TempDir(), "boot.img")
@@ -173,6 +174,7 @@ const goneBytes = 20_480_000
 // files are there afterwards, its file system is sound, and what it trimmed takes no
 // more space.
 func TestGuestOnEncryptedDisk(t *testing.T) {
+	t.Parallel()
 	testtool.Long(t)
 	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "e2fsck", "dumpe2fs", "cpio"} {
 		testtool.Need(t, tool)

@@ -7,11 +7,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +28,19 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsVMCrypt) == "1" {
 		main()
 	}
+	runMoreAtOnce()
 	os.Exit(m.Run())
+}
+
+// runMoreAtOnce runs twice as many tests at a time as Go would, unless told how many:
+// most of them wait for other processes, or for the disk.
+func runMoreAtOnce() {
+	flag.Parse()
+	told := false
+	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" || f.Name == "test.cpu" })
+	if !told {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))) // it is a number
+	}
 }
 
 // home is a place with a configuration and a key manager of its own.

@@ -23,6 +23,7 @@ var grubImages = []string{
 }
 
 func TestSampleImagesComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	if err := testimages.Generate(filepath.Join(dir, "samples"), 1); err != nil {
@@ -38,6 +39,7 @@ func TestSampleImagesComeBack(t *testing.T) {
 }
 
 func TestSectorsOf4096ComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "gpt.img")
@@ -57,6 +59,7 @@ func TestSectorsOf4096ComeBack(t *testing.T) {
 }
 
 func TestRealImagesComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, path := range grubImages {
 		testtool.NeedFile(t, path, "grub-rescue-pc")
@@ -76,6 +79,7 @@ func wholeSectors(t *testing.T, path string) string {
 }
 
 func TestLargeFilesystemComesBack(t *testing.T) {
+	t.Parallel()
 	testtool.Long(t)
 	path := filepath.Join(t.TempDir(), "share.img")
 	execute(t, exec.Command(testtool.Need(t, "mke2fs"), "-q", "-t", "ext4", "-d", "/usr/share", path, "2G"))
@@ -199,6 +203,7 @@ func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
 }
 
 func TestThinDiskStaysThin(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -231,6 +236,7 @@ func holes(t *testing.T, path string) (n int64) {
 }
 
 func TestVMComesBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -267,6 +273,7 @@ func sums(t *testing.T, dir string) string {
 }
 
 func TestOneDiskOfAVM(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -291,6 +298,7 @@ func TestOneDiskOfAVM(t *testing.T) {
 }
 
 func TestDiskFromAnotherFolder(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -312,6 +320,7 @@ func TestDiskFromAnotherFolder(t *testing.T) {
 }
 
 func TestBareVMDK(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
