@@ -545,7 +545,6 @@ func TestAgentKindsOfDisks(t *testing.T) {
 
 // TestAgentAllOrNothing: what is wrong with one disk keeps all of them locked.
 func TestAgentAllOrNothing(t *testing.T) {
-	t.Parallel()
 	h := startHost(t)
 	target := h.vm("vm", "scsi0:0", "scsi0:1", "scsi0:2")
 	good := read(t, target)

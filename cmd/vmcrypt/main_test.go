@@ -7,17 +7,17 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 // The test binary is vmcrypt itself where this variable is set, so that tests run
@@ -28,19 +28,17 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsVMCrypt) == "1" {
 		main()
 	}
-	runMoreAtOnce()
+	testtool.RunMoreAtOnce()
 	os.Exit(m.Run())
 }
 
-// runMoreAtOnce runs twice as many tests at a time as Go would, unless told how many:
-// most of them wait for other processes, or for the disk.
-func runMoreAtOnce() {
-	flag.Parse()
-	told := false
-	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" || f.Name == "test.cpu" })
-	if !told {
-		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))) // it is a number
-	}
+// withoutForks does what opens disks in this process, where other tests run beside it.
+// A process that is forked meanwhile would keep the disks' locks until it executes its
+// program. It must not be nested.
+func withoutForks(do func()) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	do()
 }
 
 // home is a place with a configuration and a key manager of its own.

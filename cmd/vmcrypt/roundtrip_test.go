@@ -169,28 +169,33 @@ func (s *blockSet) find(b []byte) int {
 	return -1
 }
 
-// openMapped opens a file, which the caller closes, and maps its data and holes.
-func openMapped(t *testing.T, path string) (*image.File, []image.Extent) {
+// extentsOf maps the data and holes of a file.
+func extentsOf(t *testing.T, path string) (extents []image.Extent) {
 	t.Helper()
-	f, err := image.Open(path, image.Raw, image.ReadOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
-	extents, err := f.Extents(0, f.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f, extents
+	withoutForks(func() {
+		f, err := image.Open(path, image.Raw, image.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if extents, err = f.Extents(0, f.Size()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return extents
 }
 
 // eachPiece hands over the parts of a file that hold data, in pieces of up to
 // 1 MiB.
 func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
 	t.Helper()
-	f, extents := openMapped(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer f.Close()
 	buf := make([]byte, 1<<20)
-	for _, e := range extents {
+	for _, e := range extentsOf(t, path) {
 		for at, end := e.Offset, e.Offset+e.Length; at < end && !e.Hole; {
 			b := buf[:min(int64(len(buf)), end-at)]
 			if _, err := f.ReadAt(b, at); err != nil {
@@ -225,9 +230,7 @@ func TestThinDiskStaysThin(t *testing.T) {
 
 func holes(t *testing.T, path string) (n int64) {
 	t.Helper()
-	f, extents := openMapped(t, path)
-	defer f.Close()
-	for _, e := range extents {
+	for _, e := range extentsOf(t, path) {
 		if e.Hole {
 			n += e.Length
 		}

@@ -313,7 +313,6 @@ func TestServeUsage(t *testing.T) {
 // TestServeRefuses: what is no encrypted disk, or not only ours, is not served, and
 // no socket is left.
 func TestServeRefuses(t *testing.T) {
-	t.Parallel()
 	h := newHome(t)
 	plain, encrypted := h.encryptedImage()
 	socket := socketIn(t, "s")
