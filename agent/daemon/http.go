@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // operations are those of api/openapi.yaml.
@@ -26,6 +27,9 @@ func (d *daemon) operations() map[string]http.HandlerFunc {
 		"GET /v1/agent": handle(d, viewer, func(context.Context, *http.Request) (any, error) {
 			return d.self(), nil
 		}),
+		"GET /v1/overview": handle(d, viewer, withoutBody(func(ctx context.Context, _ *http.Request) (any, error) {
+			return d.overview(ctx)
+		})),
 		"POST /v1/unlock": handle(d, operator, withBody(d.unlock)),
 		"POST /v1/lock":   handle(d, operator, withBody(d.lock)),
 		"GET /v1/openapi.yaml": func(w http.ResponseWriter, _ *http.Request) {
@@ -76,7 +80,7 @@ func handle(d *daemon, need role, do func(context.Context, *http.Request) (any, 
 // all: the log is not theirs to fill.
 func (p peer) complain(operation string, err error) {
 	if p.role != stranger {
-		slog.Warn("request failed", "operation", operation, "uid", p.uid, "pid", p.pid, "error", clip(err.Error(), maxReason))
+		slog.Warn("request failed", "operation", operation, "uid", p.uid, "pid", p.pid, "error", text.Clip(err.Error(), maxReason))
 	}
 }
 
@@ -121,6 +125,7 @@ var statuses = []struct {
 	{agent.ErrOutside, http.StatusForbidden},
 	{ErrRequest, http.StatusBadRequest},
 	{ErrAmbiguous, http.StatusConflict},
+	{agent.ErrState, http.StatusUnprocessableEntity},
 	{errPath, http.StatusNotFound},
 	{ErrUnknownVM, http.StatusNotFound},
 }
