@@ -593,7 +593,7 @@ type auditEntry struct {
 	Time                             time.Time
 	UID, PID                         int
 	Action, Result, VM, UUID, Reason string
-	Descriptor                       string
+	Descriptor, Owner                string
 	ReadOnly                         bool
 	Keys                             []struct{ Node, DiskUUID, Alias, KEKID string }
 }
