@@ -30,9 +30,11 @@ import (
 type Config struct {
 	Release    string   // the program's version
 	Socket     string   // the path to listen at; disk servers have theirs in vms beside it
-	State      string   // the folder of the audit log
+	State      string   // the folder of the audit log and of the status page's token
+	HTTP       string   // where the status page is: page.CheckAddress; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
+	Metrics    string           // where they are scraped, as metrics.Listen takes it; "" for nowhere
 	SocketUser diskserver.User  // the user that QEMU runs as
 	Host       *agent.Host      // with Keys and Turns
 	Aliases    []Alias          // of the key managers, as the configuration has them
@@ -55,6 +57,8 @@ type daemon struct {
 	audit  *audit.Log
 	health *health
 	scans  *semaphore.Weighted // lets one scan run at a time, however many clients ask for one
+
+	metrics *meters
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -93,6 +97,10 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := d.serveMetrics(); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	d.openPage()
 	ready()
 	return d.serve(l)
 }
@@ -104,9 +112,11 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	}
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
-		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
+		boot: boot, folder: folderOf(c.Socket),
 		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
+	d.metrics = newMeters(d)
+	d.Host = d.metrics.observed(d.Host)
 	return d, d.checkPaths()
 }
 

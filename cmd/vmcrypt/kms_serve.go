@@ -43,6 +43,7 @@ func kmsServe(c *cli.Context) error {
 	if err := warnOfBareRootKey(c, e.home); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	e.home.Metrics, e.home.Release = e.config.KMS.Metrics, version
 	return e.home.Serve(c.Context, address, func(at net.Addr) {
 		if c.Bool("json") {
 			_ = writeJSON(c.App.Writer, map[string]string{"type": "listening", "address": at.String()})
