@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -119,6 +120,20 @@ func TestHungDiskServer(t *testing.T) {
 	}
 	if n := len(got["vmcrypt_vms"]); n != 3 {
 		t.Errorf("%d states of VMs", n)
+	}
+}
+
+// TestMetricsOfAnOrdinaryUser: an agent that can't give a socket to the group of viewers
+// keeps it.
+func TestMetricsOfAnOrdinaryUser(t *testing.T) {
+	d := newTestDaemon(t)
+	ctx, stop := context.WithCancel(d.ctx)
+	defer stop()
+	d.ctx, d.own.uid, d.access.view = ctx, 1000, uint32(os.Getgid())
+	d.Metrics = d.Socket + ".metrics"
+	d.openMetrics()
+	if info, err := os.Lstat(d.Metrics); err != nil || info.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
 	}
 }
 
