@@ -47,11 +47,24 @@ func (d *daemon) scan(ctx context.Context) (map[string]api.VM, error) {
 			datastores: d.Datastores, found: found,
 			files: maxFiles, descriptors: maxDescriptors, text: maxText, conversions: maxConversions, listed: maxListed / len(d.Datastores),
 		}
-		if err := s.datastore(ctx, root); err != nil && ctx.Err() == nil {
-			slog.Warn("a datastore was not read to its end", "datastore", root, "error", err)
+		err := s.datastore(ctx, root)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
+		d.wasRead(root, err)
 	}
-	return found, ctx.Err()
+	return found, nil
+}
+
+// wasRead notes what kept a datastore from being read to its end, if anything, and logs
+// what is new.
+func (d *daemon) wasRead(root string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	was := d.unread[root]
+	if d.unread[root] = err; err != nil && (was == nil || was.Error() != err.Error()) {
+		slog.Warn("a datastore was not read to its end", "datastore", root, "error", err)
+	}
 }
 
 // scan is a walk through one datastore.
