@@ -36,18 +36,22 @@ func powerOn(c *cli.Context, descriptor, owner string) error {
 	return nil
 }
 
-// powerOff has it locked after the guest has ended. That there is no guest can't be
-// undone: what fails is reported, on standard error and in the system's log, since
-// libvirt does not show what a hook says that succeeds.
+// powerOff has it locked after the guest has ended.
 func powerOff(c *cli.Context, descriptor, owner string) {
 	err := withAgent(c, func(ctx context.Context, client *api.Client) error {
 		_, err := client.Lock(ctx, api.LockRequest{VM: descriptor, Owner: owner, Force: true})
 		return err
 	})
-	if err == nil {
-		return
+	if err != nil {
+		reportUnlocked(c, descriptor, err)
 	}
-	err = fmt.Errorf("%s was not locked when its guest had ended: %w", descriptor, err)
+}
+
+// reportUnlocked says what is not locked. That there is no guest can't be undone: it is
+// said on standard error and in the system's log, since libvirt does not show what a hook
+// says that succeeds.
+func reportUnlocked(c *cli.Context, what string, err error) {
+	err = fmt.Errorf("%s was not locked when its guest had ended: %w", what, err)
 	report(err, c.Bool("json"))
 	if log, e := syslog.New(syslog.LOG_DAEMON|syslog.LOG_ERR, "vmcrypt"); e == nil {
 		_ = log.Err(plainText(err.Error())) // it was reported already

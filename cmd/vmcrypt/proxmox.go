@@ -48,10 +48,14 @@ func proxmoxHook(c *cli.Context) error {
 		}
 		return powerOn(c, descriptor, owner)
 	case "post-stop":
-		// What is wrong with it was said when it should have started.
-		if descriptor, err := descriptorInNotes(conf); err == nil {
-			powerOff(c, descriptor, owner)
+		// The notes may have changed since it was started: then nobody else says that it
+		// stays unlocked.
+		descriptor, err := descriptorInNotes(conf)
+		if err != nil {
+			reportUnlocked(c, fmt.Sprintf("what VM %d had unlocked", id), err)
+			return nil
 		}
+		powerOff(c, descriptor, owner)
 	}
 	return nil
 }
