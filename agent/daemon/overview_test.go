@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 func TestWarnings(t *testing.T) {
@@ -101,5 +104,22 @@ func TestHealth(t *testing.T) {
 	}
 	if got := h.all(); !slices.Equal(got, want) {
 		t.Errorf("known is %+v", got)
+	}
+}
+
+// TestHealthAtTheEnd: a key manager whose answer the agent did not wait for is not said
+// to be out of order.
+func TestHealthAtTheEnd(t *testing.T) {
+	d := newTestDaemon(t)
+	ctx, stop := context.WithCancel(d.ctx)
+	d.ctx, d.Aliases = ctx, []Alias{{"a", []string{"one:1"}}}
+	d.health = newHealth(d.Aliases)
+	d.Host = &agent.Host{Cluster: func(string) (*kek.Cluster, error) {
+		stop()
+		return nil, context.Cause(ctx)
+	}}
+	d.keepAsking()
+	if k := d.health.all()[0]; k.State != stateUnknown {
+		t.Errorf("it is %+v", k)
 	}
 }
