@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/syslog"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -13,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/agent/daemon"
 )
 
 // What the hooks of libvirt and Proxmox VE have in common: a guest starts only if its
@@ -24,14 +26,38 @@ const hookTime = 2 * time.Minute
 // errStart is the error for a guest that must not start.
 var errStart = errors.New("the guest does not start, since its disks can't be unlocked")
 
-// powerOn has the agent unlock a VM for a guest that is about to start.
-func powerOn(c *cli.Context, descriptor, owner string) error {
+// errElsewhere is the error for a guest that would get disks of another VM than it says.
+var errElsewhere = errors.New("the guest has a disk of another VM than the one that it names")
+
+// powerOn has the agent unlock a VM for a guest that is about to start, of which the
+// configuration says where QEMU finds its disks.
+func powerOn(c *cli.Context, descriptor, owner, configuration string) error {
+	if err := checkSockets(c, descriptor, configuration); err != nil {
+		return fmt.Errorf("%w: %w", errStart, err)
+	}
 	err := withAgent(c, func(ctx context.Context, client *api.Client) error {
 		_, err := client.Unlock(ctx, api.UnlockRequest{VM: descriptor, Owner: owner})
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStart, err)
+	}
+	return nil
+}
+
+// checkSockets refuses the copy of a guest of which the descriptor was changed, and the
+// disks were not: it would have those of the first one, whose owner it need not be.
+func checkSockets(c *cli.Context, descriptor, configuration string) error {
+	socket, err := clientSocket(c)
+	if err != nil {
+		return err
+	}
+	own := filepath.Dir(daemon.SocketPath(socket, descriptor, ""))
+	anyVM := regexp.MustCompile(regexp.QuoteMeta(filepath.Dir(own)) + "/[0-9a-f]{16}/")
+	for _, folder := range anyVM.FindAllString(configuration, -1) {
+		if filepath.Clean(folder) != own {
+			return fmt.Errorf("%w: it leads to %s, and the disks of %s are in %s", errElsewhere, folder, descriptor, own)
+		}
 	}
 	return nil
 }
