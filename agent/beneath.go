@@ -60,6 +60,29 @@ func (f folders) openDisk(path string, format image.Format, mode image.Mode) (*i
 	return disk, explainLink(err)
 }
 
+// inspect looks at a disk without locking it.
+func (f folders) inspect(path string, format image.Format) (image.Info, error) {
+	folder, name, err := f.place(path)
+	if err != nil {
+		return image.Info{}, err
+	}
+	info, err := image.InspectBeneath(folder, name, format)
+	return info, explainLink(err)
+}
+
+// openRegular opens a file of vmcrypt's own for reading, as openRegular does anywhere.
+func (f folders) openRegular(path string) (*os.File, error) {
+	file, err := f.open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRegular(file); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
 // explainLink says what openat2 means by its error.
 func explainLink(err error) error {
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {

@@ -144,11 +144,15 @@ func (s sidecar) peek() *conversion.Position {
 		return nil
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	return peek(f)
+}
+
+func peek(journal *os.File) *conversion.Position {
+	info, err := journal.Stat()
 	if err != nil {
 		return nil
 	}
-	p, err := conversion.Peek(f, info.Size())
+	p, err := conversion.Peek(journal, info.Size())
 	if err != nil {
 		return nil
 	}

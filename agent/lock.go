@@ -30,6 +30,22 @@ func (t *Target) lock() (*os.File, error) {
 	return f, nil
 }
 
+// isLocked tells whether a conversion runs on the target, as far as can be seen.
+func (t *Target) isLocked() bool {
+	path := t.Descriptor + lockSuffix
+	if t.beneath == nil {
+		path = resolved(t.Descriptor) + lockSuffix
+	}
+	f, err := t.openOwn(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
+	return err == nil && lock.Type != unix.F_UNLCK
+}
+
 // openLock opens the lock file, or makes it.
 func (t *Target) openLock() (*os.File, error) {
 	path := resolved(t.Descriptor) + lockSuffix

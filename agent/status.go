@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"os"
+
+	"github.com/vmcrypt/vmcrypt/blockcrypt/conversion"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
@@ -45,6 +48,7 @@ type ConversionStatus struct {
 	PositionBytes *int64 `json:"positionBytes,omitempty"` // below it the disk has its new content
 	Direction     string `json:"direction,omitempty"`     // DirectionForward or DirectionBackward
 	Journal       string `json:"journal,omitempty"`       // JournalMissing or JournalUnreadable
+	Running       bool   `json:"running"`                 // a process is at it
 }
 
 // Why a journal does not tell how far its conversion has come.
@@ -87,7 +91,7 @@ func (t *Target) Status(nodes []string) (*Status, error) {
 
 func (d Disk) status() (DiskStatus, error) {
 	s := DiskStatus{Node: d.Node, File: d.Path, Format: d.Format, State: StatePlain}
-	info, err := image.Inspect(d.Path, d.Format)
+	info, err := d.inspect()
 	if err != nil {
 		return s, err
 	}
@@ -106,9 +110,16 @@ func (d Disk) status() (DiskStatus, error) {
 		s.Recipients, s.Previous = recipientStatus(r.Recipients), recipientStatus(r.Previous)
 	}
 	if d.amidConversion() {
-		s.Conversion = conversionStatus(d.Record.Conversion.Phase, journalOf(info.DataPath))
+		s.Conversion = d.conversionStatus(info.DataPath)
 	}
 	return s, nil
+}
+
+func (d Disk) inspect() (image.Info, error) {
+	if beneath := d.target.beneath; beneath != nil {
+		return beneath.inspect(d.Path, d.Format)
+	}
+	return image.Inspect(d.Path, d.Format)
 }
 
 func recipientStatus(recipients []vmx.Recipient) (s []RecipientStatus) {
@@ -118,18 +129,41 @@ func recipientStatus(recipients []vmx.Recipient) (s []RecipientStatus) {
 	return s
 }
 
-func conversionStatus(phase string, j sidecar) *ConversionStatus {
-	at := j.peek()
-	if at == nil {
-		why := JournalUnreadable
+func (d Disk) conversionStatus(dataPath string) *ConversionStatus {
+	s := &ConversionStatus{Phase: d.Record.Conversion.Phase, Running: d.target.isLocked()}
+	j := journalOf(dataPath)
+	if d.target.beneath != nil {
+		j.path = dataPath + journalSuffix // which no link leads to
+	}
+	at := d.target.peek(j)
+	switch {
+	case at != nil && at.Backward:
+		s.PositionBytes, s.Direction = &at.Bytes, DirectionBackward
+	case at != nil:
+		s.PositionBytes, s.Direction = &at.Bytes, DirectionForward
+	default:
+		s.Journal = JournalUnreadable
 		if there, err := j.exists(); err == nil && !there {
-			why = JournalMissing
+			s.Journal = JournalMissing
 		}
-		return &ConversionStatus{Phase: phase, Journal: why}
 	}
-	direction := DirectionForward
-	if at.Backward {
-		direction = DirectionBackward
+	return s
+}
+
+// peek tells what the journal of one of the target's disks says.
+func (t *Target) peek(j sidecar) *conversion.Position {
+	f, err := t.openOwn(j.path)
+	if err != nil {
+		return nil
 	}
-	return &ConversionStatus{Phase: phase, PositionBytes: &at.Bytes, Direction: direction}
+	defer f.Close()
+	return peek(f)
+}
+
+// openOwn opens a file of vmcrypt's own beside the target's, for reading.
+func (t *Target) openOwn(path string) (*os.File, error) {
+	if t.beneath != nil {
+		return t.beneath.openRegular(path)
+	}
+	return openRegular(path, os.O_RDONLY)
 }

@@ -24,6 +24,8 @@ type UnlockOptions struct {
 	Command    *exec.Cmd // a "vmcrypt disk-server"
 	// Release hears which keys are about to leave this process. An error keeps them.
 	Release func([]Release) error
+	// Started, if set, hears the number of the disk server, which has no keys yet.
+	Started func(pid int)
 }
 
 // Release is a disk whose data key is handed to its disk server, and the KEK by which
@@ -147,6 +149,7 @@ func (u *unlocking) releases() (out []Release) {
 func (u *unlocking) start() *diskserver.Start {
 	s := &diskserver.Start{
 		VM: u.target.VM(), Directory: u.Directory, SocketUser: u.SocketUser, Engine: u.keys.host.engineName(),
+		Started: u.Started,
 	}
 	for i, d := range u.disks {
 		s.Disks = append(s.Disks, diskserver.Unlocked{

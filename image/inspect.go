@@ -12,15 +12,26 @@ type Info struct {
 }
 
 // Inspect looks at the disk at path, which may be in use.
-func Inspect(path string, format Format) (Info, error) {
-	if format != VMDK {
-		return inspectRaw(place{name: path}, 0)
-	}
-	v, err := ReadVMDK(path)
+func Inspect(path string, format Format) (Info, error) { return place{name: path}.inspect(format) }
+
+// InspectBeneath is Inspect for a disk as OpenBeneath finds it.
+func InspectBeneath(folder, name string, format Format) (Info, error) {
+	p, err := beneath(folder, name)
 	if err != nil {
 		return Info{}, err
 	}
-	info, err := inspectRaw(place{name: path}.beside(v.name), unix.O_NOFOLLOW)
+	return p.inspect(format)
+}
+
+func (p place) inspect(format Format) (Info, error) {
+	if format != VMDK {
+		return inspectRaw(p, 0)
+	}
+	v, err := p.readVMDK()
+	if err != nil {
+		return Info{}, err
+	}
+	info, err := inspectRaw(p.beside(v.name), unix.O_NOFOLLOW)
 	info.Size = v.Size()
 	return info, err
 }

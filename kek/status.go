@@ -25,7 +25,11 @@ type ServerStatus struct {
 	Version string        // of KMIP, as in "1.4"; "" unless State is StateOK
 	Latency time.Duration // to connect and agree on the version
 	Err     error         // nil if State is StateOK
+	Expires time.Time     // of the certificate that it showed, in a handshake that was completed; else zero
 }
+
+// Expires tells until when the client certificate is valid.
+func (c *Cluster) Expires() time.Time { return c.expiry }
 
 // Status asks every key manager of the cluster, all at once, for the version of
 // KMIP to speak. The result is in the order of the configuration.
@@ -49,6 +53,6 @@ func (c *Cluster) status(ctx context.Context, address string) ServerStatus {
 		return status
 	}
 	defer s.conn.Close()
-	status.State, status.Version = StateOK, s.version.String()
+	status.State, status.Version, status.Expires = StateOK, s.version.String(), s.conn.PeerExpires()
 	return status
 }

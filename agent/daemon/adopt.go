@@ -23,6 +23,7 @@ type wish struct {
 	ReadOnly bool          `json:"readOnly"`
 	Boot     string        `json:"boot"`              // of the host: after another one, all is locked
 	Locking  bool          `json:"locking,omitempty"` // once the disk server has ended, it stays so
+	Owner    string        `json:"owner,omitempty"`   // for whom; "" for nobody in particular
 }
 
 const wishSuffix = ".json"

@@ -34,6 +34,7 @@ type Config struct {
 	Groups     Groups
 	SocketUser diskserver.User  // the user that QEMU runs as
 	Host       *agent.Host      // with Keys and Turns
+	Aliases    []Alias          // of the key managers, as the configuration has them
 	DiskServer func() *exec.Cmd // "vmcrypt disk-server"
 	// Explain tells what an error means to a program, and what its user can do.
 	Explain func(error) (exitCode int, hint string)
@@ -51,6 +52,7 @@ type daemon struct {
 	boot   string // this run of the kernel
 	folder string // of the disk servers' directories
 	audit  *audit.Log
+	health *health
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -81,6 +83,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	defer d.background.Wait()
 	defer stop()
 	d.background.Go(d.forget)
+	d.background.Go(d.keepAsking)
 	if err := d.adopt(); err != nil {
 		return err
 	}
@@ -100,7 +103,7 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
 		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
-		machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+		health: newHealth(c.Aliases), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	return d, d.checkPaths()
 }

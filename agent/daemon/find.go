@@ -70,12 +70,30 @@ func lockedVM(t *agent.Target) *api.VM {
 		if disk.Record == nil {
 			continue
 		}
-		out.Disks = append(out.Disks, api.Disk{Node: disk.Node})
+		d := api.Disk{Node: disk.Node}
 		if disk.Record.Unfinished() {
-			out.Problem = fmt.Sprintf("disk %s is %s: that has to be finished first", disk.Node, disk.Record.State)
+			d.Conversion = conversionOf(t, disk)
+			out.Problem = unfinished(disk, d.Conversion)
 		}
+		out.Disks = append(out.Disks, d)
 	}
 	return out
+}
+
+// conversionOf tells how far a conversion has come, as far as that can be seen.
+func conversionOf(t *agent.Target, disk agent.Disk) *api.Conversion {
+	c := &api.Conversion{State: disk.Record.State, SizeBytes: disk.Record.Size}
+	if s, err := t.Status([]string{disk.Node}); err == nil && s.Disks[0].Conversion != nil {
+		c.PositionBytes, c.Running = s.Disks[0].Conversion.PositionBytes, s.Disks[0].Conversion.Running
+	}
+	return c
+}
+
+func unfinished(disk agent.Disk, c *api.Conversion) string {
+	if c.Running {
+		return fmt.Sprintf("disk %s is %s", disk.Node, disk.Record.State)
+	}
+	return fmt.Sprintf("disk %s is %s, which was interrupted: that has to be finished first", disk.Node, disk.Record.State)
 }
 
 // brokenVM is a VM of which there is not more to tell.

@@ -26,6 +26,9 @@ func (d *daemon) operations() map[string]http.HandlerFunc {
 		"GET /v1/agent": handle(d, viewer, func(context.Context, *http.Request) (any, error) {
 			return d.self(), nil
 		}),
+		"GET /v1/overview": handle(d, viewer, withoutBody(func(ctx context.Context, _ *http.Request) (any, error) {
+			return d.overview(ctx)
+		})),
 		"POST /v1/unlock": handle(d, operator, withBody(d.unlock)),
 		"POST /v1/lock":   handle(d, operator, withBody(d.lock)),
 		"GET /v1/openapi.yaml": func(w http.ResponseWriter, _ *http.Request) {

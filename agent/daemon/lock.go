@@ -17,6 +17,9 @@ import (
 
 // lock is the operation of the API.
 func (d *daemon) lock(ctx context.Context, r api.LockRequest) (*api.VM, error) {
+	if err := checkOwner(r.Owner); err != nil {
+		return nil, err
+	}
 	path, err := d.find(ctx, r.VM)
 	if err != nil {
 		return nil, err
@@ -32,7 +35,11 @@ func (d *daemon) lock(ctx context.Context, r api.LockRequest) (*api.VM, error) {
 	if m.wants() == nil && !m.hasDirectory() {
 		return d.locked(path)
 	}
-	if !r.Force {
+	force, err := m.mayForce(r)
+	if err != nil {
+		return nil, err
+	}
+	if !force {
 		if err := m.awaitClients(ctx); err != nil {
 			return nil, err
 		}
@@ -90,6 +97,11 @@ func (m *machine) checkClients(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: %s: %w", ErrSilent, m.descriptor, silence)
 	}
+	return connected(vm)
+}
+
+// connected fails if a VM's disks have clients.
+func connected(vm *api.VM) error {
 	n := 0
 	for _, disk := range vm.Disks {
 		n += disk.Connections

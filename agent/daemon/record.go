@@ -36,6 +36,7 @@ type entry struct {
 	UUID       string     `json:"uuid"`
 	Descriptor string     `json:"descriptor"`
 	ReadOnly   bool       `json:"readOnly"`
+	Owner      string     `json:"owner,omitempty"` // for whom it was unlocked
 	Keys       []keyEntry `json:"keys,omitempty"`
 	Reason     string     `json:"reason,omitempty"` // of a failure
 }
@@ -67,7 +68,7 @@ func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 
 // about adds which VM it is.
 func (e *entry) about(w wish) {
-	e.VM, e.UUID, e.ReadOnly = clip(w.VM.Name, maxName), clip(w.VM.UUID, maxName), w.ReadOnly
+	e.VM, e.UUID, e.ReadOnly, e.Owner = clip(w.VM.Name, maxName), clip(w.VM.UUID, maxName), w.ReadOnly, w.Owner
 }
 
 // released writes down which keys leave the agent, before they do.

@@ -61,7 +61,7 @@ func (m *machine) status(ctx context.Context) *api.VM {
 	}
 	out := &api.VM{
 		Name: m.wish.VM.Name, UUID: m.wish.VM.UUID, Descriptor: m.descriptor, State: api.Restarting,
-		Disks: []api.Disk{}, Problem: cmp.Or(m.problem, err.Error()),
+		Disks: []api.Disk{}, Owner: m.wish.Owner, Problem: cmp.Or(m.problem, err.Error()),
 	}
 	if m.server.lives() || m.wish.Locking {
 		out.State = api.Unlocked
@@ -75,7 +75,11 @@ func (m *machine) ask(ctx context.Context) (*api.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	return unlockedVM(status), nil
+	vm := unlockedVM(status)
+	if w := m.wants(); w != nil {
+		vm.Owner = w.Owner
+	}
+	return vm, nil
 }
 
 func unlockedVM(s *diskserver.Status) *api.VM {

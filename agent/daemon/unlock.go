@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,9 @@ import (
 
 // unlock is the operation of the API.
 func (d *daemon) unlock(ctx context.Context, r api.UnlockRequest) (*api.VM, error) {
+	if err := checkOwner(r.Owner); err != nil {
+		return nil, err
+	}
 	path, err := d.find(ctx, r.VM)
 	if err != nil {
 		return nil, err
@@ -25,24 +29,22 @@ func (d *daemon) unlock(ctx context.Context, r api.UnlockRequest) (*api.VM, erro
 		return nil, err
 	}
 	defer m.give()
-	return m.unlock(ctx, path, r.ReadOnly)
+	return m.unlock(ctx, path, wish{ReadOnly: r.ReadOnly, Owner: r.Owner})
 }
 
-func (m *machine) unlock(ctx context.Context, path string, readOnly bool) (*api.VM, error) {
-	if w := m.wants(); w != nil {
+func (m *machine) unlock(ctx context.Context, path string, w wish) (*api.VM, error) {
+	if has := m.wants(); has != nil {
 		vm, err := m.ask(ctx)
 		switch {
-		case err == nil && w.Locking:
-			return nil, fmt.Errorf("%w, and to be locked: its disk server lives on", ErrUnlocked)
-		case err == nil && w.ReadOnly == readOnly:
-			return vm, nil
 		case err == nil:
-			return nil, fmt.Errorf("%w, read-only: %t", ErrUnlocked, w.ReadOnly)
+			return m.unlockAgain(*has, w, vm)
 		case m.serves():
 			return nil, fmt.Errorf("%w, but its disk server does not answer: %w", ErrUnlocked, err)
+		case !has.isFor(w.Owner):
+			return nil, has.owned()
 		}
+		w.Owner = cmp.Or(w.Owner, has.Owner)
 	}
-	w := wish{ReadOnly: readOnly}
 	e := m.entry(ctx, actUnlock, w)
 	err := m.start(ctx, path, w, e)
 	m.conclude(e, err)
@@ -50,6 +52,29 @@ func (m *machine) unlock(ctx context.Context, path string, readOnly bool) (*api.
 		return nil, err
 	}
 	return m.ask(ctx)
+}
+
+// unlockAgain is for a VM whose disks are served.
+func (m *machine) unlockAgain(has, want wish, vm *api.VM) (*api.VM, error) {
+	switch {
+	case has.Locking:
+		return nil, fmt.Errorf("%w, and to be locked: its disk server lives on", ErrUnlocked)
+	case has.ReadOnly != want.ReadOnly:
+		return nil, fmt.Errorf("%w, read-only: %t", ErrUnlocked, has.ReadOnly)
+	case want.Owner == "" || has.Owner == want.Owner:
+		return vm, nil
+	case has.Owner != "":
+		return nil, has.owned()
+	}
+	if err := connected(vm); err != nil {
+		return nil, err
+	}
+	has.Owner, vm.Owner = want.Owner, want.Owner
+	if err := m.note(has); err != nil {
+		return nil, err
+	}
+	m.setOwner(has)
+	return vm, nil
 }
 
 // ErrUnlocked is the error for a VM that is unlocked already, in another way.
@@ -70,6 +95,7 @@ func (m *machine) start(ctx context.Context, path string, w wish, e *entry) erro
 	err = m.Host.Unlock(ctx, t, agent.UnlockOptions{
 		ReadOnly: w.ReadOnly, Directory: m.directory, SocketUser: m.SocketUser, Command: cmd,
 		Release: func(keys []agent.Release) error { return m.released(e, keys) },
+		Started: func(pid int) { m.scope(ctx, pid) },
 	})
 	if err != nil {
 		if pidfd >= 0 {

@@ -27,6 +27,9 @@ func Launch(ctx context.Context, cmd *exec.Cmd, s *Start) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the disk server: %w", err)
 	}
+	if s.Started != nil { // before its number can be another's
+		s.Started(cmd.Process.Pid)
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	l.closeTheirs()

@@ -35,6 +35,8 @@ type Start struct {
 	// Engine is the name of a blockcrypt.Engine; empty for the fastest.
 	Engine string
 	Disks  []Unlocked
+	// Started, if set, hears the number of the process before it gets anything.
+	Started func(pid int)
 }
 
 // Unlocked is a disk with its data key. Launch takes Format and DataPath from File.

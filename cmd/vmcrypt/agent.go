@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent/daemon"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
 
 func agentCommand() *cli.Command {
@@ -44,7 +46,12 @@ func runAgent(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	self := api.NewClient(d.Socket)
 	return daemon.Run(c.Context, d, func() {
+		systemd.Ready(c.Context, func(ctx context.Context) error {
+			_, err := self.Agent(ctx)
+			return err
+		})
 		if c.Bool("json") {
 			_ = writeJSON(c.App.Writer, map[string]string{"type": "listening", "socket": d.Socket})
 			return
@@ -72,10 +79,21 @@ func (e *environment) daemon() (daemon.Config, error) {
 	host.Turns = semaphore.NewWeighted(int64(unlocksPerCPU * runtime.GOMAXPROCS(0)))
 	return daemon.Config{
 		Release: version, Socket: e.agentSocket(), State: filepath.Join(e.paths.State, "agent"),
-		Datastores: e.config.Datastores, Groups: daemon.Groups(cfg.Groups), SocketUser: owner, Host: host,
+		Datastores: e.config.Datastores, Groups: daemon.Groups(cfg.Groups), SocketUser: owner, Host: host, Aliases: e.aliases(),
 		DiskServer: func() *exec.Cmd { return diskServer(program) },
 		Explain:    func(err error) (int, string) { return exitCode(err), hint(err) },
 	}, nil
+}
+
+func (e *environment) aliases() (all []daemon.Alias) {
+	for _, name := range e.config.AliasNames() {
+		a := daemon.Alias{Name: name}
+		for _, s := range e.config.Aliases[name].Servers {
+			a.Servers = append(a.Servers, s.Address)
+		}
+		all = append(all, a)
+	}
+	return all
 }
 
 // unlocksPerCPU is how many unlocks run at once: some wait for key managers.
@@ -84,7 +102,7 @@ const unlocksPerCPU = 4
 // diskServer is a process of this program, whatever release replaces its file.
 func diskServer(program string) *exec.Cmd {
 	cmd := exec.Command(program, "disk-server") //nolint:noctx // it outlives the agent
-	cmd.Dir, cmd.Stderr = "/", os.Stderr
+	cmd.Dir, cmd.Stderr, cmd.Env = "/", os.Stderr, systemd.Environ()
 	return cmd
 }
 

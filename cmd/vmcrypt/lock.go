@@ -13,13 +13,16 @@ func lockCommand() *cli.Command {
 		ArgsUsage: "TARGET|VM",
 		Description: "VM is a VM's name or UUID. If the VM is locked already, nothing changes. While QEMU has its disks open, or may,\n" +
 			"it is refused; --force takes them away, and the guest gets I/O errors.",
-		Flags:  append(agentFlags(), &cli.BoolFlag{Name: "force", Usage: "lock the disks even if they are in use"}),
+		Flags: append(agentFlags(),
+			&cli.BoolFlag{Name: "force", Usage: "lock the disks even if they are in use"},
+			&cli.StringFlag{Name: "owner", Usage: "lock it only if it was unlocked for `NAME`"},
+		),
 		Action: lock,
 	})
 }
 
 func lock(c *cli.Context) error {
 	return askAbout(c, func(client *api.Client, vm string) (*api.VM, error) {
-		return client.Lock(c.Context, api.LockRequest{VM: vm, Force: c.Bool("force")})
+		return client.Lock(c.Context, api.LockRequest{VM: vm, Force: c.Bool("force"), Owner: c.String("owner")})
 	})
 }

@@ -18,14 +18,17 @@ func unlockCommand() *cli.Command {
 		ArgsUsage: "TARGET|VM",
 		Description: "VM is a VM's name or UUID. All encrypted disks are unlocked, or none. Prints the URIs for QEMU.\n" +
 			"If the VM is unlocked already, nothing changes.",
-		Flags:  append(agentFlags(), &cli.BoolFlag{Name: "read-only", Usage: "serve the disks for reading only"}),
+		Flags: append(agentFlags(),
+			&cli.BoolFlag{Name: "read-only", Usage: "serve the disks for reading only"},
+			&cli.StringFlag{Name: "owner", Usage: "unlock it for `NAME`, \"systemd:web01.service\" for instance: while it is, nobody else can"},
+		),
 		Action: unlock,
 	})
 }
 
 func unlock(c *cli.Context) error {
 	return askAbout(c, func(client *api.Client, vm string) (*api.VM, error) {
-		return client.Unlock(c.Context, api.UnlockRequest{VM: vm, ReadOnly: c.Bool("read-only")})
+		return client.Unlock(c.Context, api.UnlockRequest{VM: vm, ReadOnly: c.Bool("read-only"), Owner: c.String("owner")})
 	})
 }
 

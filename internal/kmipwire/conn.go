@@ -74,6 +74,16 @@ func (c *Conn) Handshake(ctx context.Context) error {
 	return t.HandshakeContext(ctx)
 }
 
+// PeerExpires tells until when the peer's certificate is valid, after a handshake.
+func (c *Conn) PeerExpires() time.Time {
+	if t, ok := c.conn.(*tls.Conn); ok {
+		if shown := t.ConnectionState().PeerCertificates; len(shown) > 0 {
+			return shown[0].NotAfter
+		}
+	}
+	return time.Time{}
+}
+
 // Read returns the next message, validated. It returns io.EOF when the peer
 // has closed the connection between messages, an error that wraps ErrMalformed
 // for anything that is no KMIP message, os.ErrDeadlineExceeded when the peer is

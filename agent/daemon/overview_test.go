@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/agent/api"
+)
+
+func TestWarnings(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	in := func(days float64) *time.Time {
+		then := now.Add(time.Duration(days * float64(day)))
+		return &then
+	}
+	tests := map[string]struct {
+		servers []api.KeyManager
+		vms     []api.VM
+		want    []string // severity, and words of the text
+	}{
+		"nothing": {},
+		"well": {
+			servers: []api.KeyManager{{Alias: "a", State: "ok", Expires: in(31), ClientExpires: in(31)}, {Alias: "b", State: "unknown"}},
+			vms:     []api.VM{{State: api.Locked}, {State: api.Unlocked}},
+		},
+		"one of two": {
+			servers: []api.KeyManager{{Alias: "a", State: "ok"}, {Alias: "a", State: "unreachable", Problem: "no route"}},
+			want:    []string{"warning unreachable: no route"},
+		},
+		"both of two, and one of another": {
+			servers: []api.KeyManager{{Alias: "b", State: "ok"}, {Alias: "a", State: "denied"}, {Alias: "a", State: "unreachable"}},
+			want:    []string{"critical no key manager of a is left: denied", "critical no key manager of a is left: unreachable"},
+		},
+		"certificates": {
+			servers: []api.KeyManager{{Alias: "a", State: "ok", Expires: in(29.5), ClientExpires: in(-1)}},
+			want: []string{
+				"critical the certificate by which this host is known to it expired on 2029-12-31",
+				"warning the key manager's certificate expires on 2030-01-30, in 29 days",
+			},
+		},
+		"VMs": {
+			vms: []api.VM{
+				{State: api.Locked, Problem: "broken"},
+				{State: api.Restarting, Problem: "no key manager answered"},
+				{State: api.Locked, Problem: "disk scsi0:0 is encrypting", Disks: []api.Disk{{Conversion: &api.Conversion{Running: true}}}},
+			},
+			want: []string{"critical restarting: no key manager answered", "warning can't be unlocked: broken"},
+		},
+	}
+	for name, test := range tests {
+		got := warnings(&api.Overview{KeyManagers: test.servers, VMs: test.vms}, now)
+		same := slices.EqualFunc(got, test.want, func(w api.Warning, want string) bool {
+			return strings.HasPrefix(w.Severity+" "+w.Text, want)
+		})
+		if !same {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// TestHealth: what a key manager showed stays known while it does not answer.
+func TestHealth(t *testing.T) {
+	h := newHealth([]Alias{{"a", []string{"one:1", "two:2"}}, {"b", []string{"one:1"}}})
+	ends := time.Now()
+	h.set("a", []api.KeyManager{{Alias: "a", Address: "two:2", State: "ok", Expires: &ends}, {Alias: "a", Address: "three:3"}})
+	h.set("a", []api.KeyManager{{Alias: "a", Address: "two:2", State: "unreachable"}})
+	want := []api.KeyManager{
+		{Alias: "a", Address: "one:1", State: "unknown"},
+		{Alias: "a", Address: "two:2", State: "unreachable", Expires: &ends},
+		{Alias: "b", Address: "one:1", State: "unknown"},
+	}
+	if got := h.all(); !slices.Equal(got, want) {
+		t.Errorf("known is %+v", got)
+	}
+}
