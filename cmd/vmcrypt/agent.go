@@ -40,11 +40,11 @@ func runAgent(c *cli.Context) error {
 	}
 	e, err := newEnvironment(c)
 	if err != nil {
-		return err
+		return configurationError{err}
 	}
 	d, err := e.daemon()
 	if err != nil {
-		return err
+		return configurationError{err}
 	}
 	self := api.NewClient(d.Socket)
 	return daemon.Run(c.Context, d, func() {

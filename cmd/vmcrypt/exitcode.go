@@ -33,11 +33,16 @@ const (
 	exitTampered     = 5
 	exitUnfinished   = 6
 	exitInUse        = 7
+
+	// exitConfiguration is for services only: starting them again does not help. It is
+	// EX_CONFIG of sysexits(3).
+	exitConfiguration = 78
 )
 
 const exitCodeHelp = `Exit codes: 0 done; 1 other failure; 2 usage; 3 no key manager answered;
 4 key missing, denied or wrong; 5 descriptor, journal or key tampered with or unreadable;
-6 an interrupted conversion must be resumed first; 7 the disk is in use.`
+6 an interrupted conversion must be resumed first; 7 the disk is in use;
+78 the configuration does not let a service start.`
 
 var errInterrupted = errors.New("interrupted; nothing was left behind")
 
@@ -45,6 +50,11 @@ var errInterrupted = errors.New("interrupted; nothing was left behind")
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// configurationError is a mistake in the configuration of a service.
+type configurationError struct{ error }
+
+func (e configurationError) Unwrap() error { return e.error }
 
 // codes maps errors to exit codes; the first that fits counts.
 var codes = []struct {
@@ -81,6 +91,9 @@ var codes = []struct {
 func exitCode(err error) int {
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return exitUsage
+	}
+	if wrong := (configurationError{}); errors.As(err, &wrong) {
+		return exitConfiguration
 	}
 	if told := (*api.Error)(nil); errors.As(err, &told) {
 		return told.ExitCode
