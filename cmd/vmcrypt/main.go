@@ -76,7 +76,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
 			lsCommand(), catCommand(), serveCommand(), agentCommand(), unlockCommand(), lockCommand(), listCommand(),
-			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(),
+			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(), manualCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,
