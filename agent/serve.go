@@ -56,7 +56,7 @@ func (d Disk) serve(ctx context.Context, plain image.Disk, opts ServeOptions, li
 	if err != nil {
 		return err
 	}
-	listener, err := listenPrivate(ctx, opts.Socket)
+	listener, err := ListenPrivate(ctx, opts.Socket)
 	if err != nil {
 		return err
 	}

@@ -17,10 +17,10 @@ import (
 // MaxSocketPath is how many bytes the path of a unix socket may have: unix(7).
 const MaxSocketPath = 107
 
-// listenPrivate listens on a unix socket that only processes of its owner can connect
+// ListenPrivate listens on a unix socket that only processes of its owner can connect
 // to. The socket of a server that is no more is replaced; anything else in its place
 // is an fs.ErrExist.
-func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
+func ListenPrivate(ctx context.Context, path string) (net.Listener, error) {
 	folder, err := claimFolder(ctx, filepath.Dir(path))
 	if err != nil {
 		return nil, err

@@ -16,7 +16,7 @@ import (
 func TestListenPrivate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	defer unix.Umask(unix.Umask(0))
-	l, err := listenPrivate(t.Context(), path)
+	l, err := ListenPrivate(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestListenOneOfMany(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() {
-				l, err := listenPrivate(t.Context(), path)
+				l, err := ListenPrivate(t.Context(), path)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/blockcrypt"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // UnlockOptions says how the disks of a target are served.
@@ -188,22 +189,16 @@ func (t *Target) VM() diskserver.VM {
 		return vm
 	}
 	if name, ok := t.file.Get("displayName"); ok {
-		vm.Name = cmp.Or(clip(name), vm.Name)
+		vm.Name = cmp.Or(text.Clip(name, maxName), vm.Name)
 	}
 	id, _ := t.file.Get("uuid.bios")
-	vm.UUID = clip(id)
+	vm.UUID = text.Clip(id, maxName)
 	return vm
 }
 
 // maxName bounds the name and the UUID of a VM, in bytes. In its descriptor they could
 // have 256 KiB each.
 const maxName = 256
-
-// clip gives the begin of a text as valid UTF-8, in memory of its own.
-func clip(text string) string {
-	text = strings.ToValidUTF8(text[:min(len(text), maxName)], "")
-	return strings.Clone(text)
-}
 
 // isImage tells a bare image, even where its descriptor was opened as a VM's.
 func (t *Target) isImage() bool {

@@ -9,6 +9,7 @@ import (
 	"github.com/gemalto/kmip-go/kmip14"
 
 	"github.com/vmcrypt/vmcrypt/internal/audit"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // maxAuditText bounds, in bytes, what a client can put into a field.
@@ -46,19 +47,17 @@ type auditLine struct {
 func (e *auditEntry) line() *auditLine {
 	return &auditLine{
 		Time:      e.Time.UTC().Format(time.RFC3339Nano),
-		Client:    clip(e.Client),
-		Address:   clip(e.Address),
-		Operation: clip(e.Operation),
-		Object:    clip(e.Object),
-		Result:    clip(e.Result),
-		Reason:    clip(e.Reason),
+		Client:    text.Clip(e.Client, maxAuditText),
+		Address:   text.Clip(e.Address, maxAuditText),
+		Operation: text.Clip(e.Operation, maxAuditText),
+		Object:    text.Clip(e.Object, maxAuditText),
+		Result:    text.Clip(e.Result, maxAuditText),
+		Reason:    text.Clip(e.Reason, maxAuditText),
 
-		ClientCorrelation: clip(e.Correlation.client),
-		ServerCorrelation: clip(e.Correlation.server),
+		ClientCorrelation: text.Clip(e.Correlation.client, maxAuditText),
+		ServerCorrelation: text.Clip(e.Correlation.server, maxAuditText),
 	}
 }
-
-func clip(s string) string { return s[:min(len(s), maxAuditText)] }
 
 // onlyRead are the operations whose entries can get to the disk after the
 // answer: a key is read far more often than the disk can sync. What was refused

@@ -19,6 +19,8 @@ export GOARCH PACKAGE_VERSION SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC
 stage=dist/package/$GOARCH
 root=$stage/root
 doc=$root/usr/share/doc/vmcrypt
+zsh=/usr/share/zsh/vendor-completions
+[ "$format" = deb ] || zsh=/usr/share/zsh/site-functions
 
 # put MODE FILE... DIR: FILEs, in this DIR of the package.
 put() {
@@ -48,7 +50,7 @@ manual() {
         put_compressed "$page" "/usr/share/man/man${page##*.}" "${page##*/}.gz"
     done
     put 644 "$stage/manual/bash/vmcrypt" /usr/share/bash-completion/completions
-    put 644 "$stage/manual/zsh/_vmcrypt" /usr/share/zsh/vendor-completions
+    put 644 "$stage/manual/zsh/_vmcrypt" "$zsh"
     put 644 "$stage/manual/fish/vmcrypt.fish" /usr/share/fish/vendor_completions.d
 }
 
@@ -56,6 +58,13 @@ system() {
     put 644 packaging/systemd/*.service /usr/lib/systemd/system
     put 644 packaging/sysusers/vmcrypt.conf /usr/lib/sysusers.d
     put 644 packaging/sysctl/50-vmcrypt.conf /usr/lib/sysctl.d
+    put 755 packaging/proxmox/vmcrypt-hookscript /usr/share/vmcrypt/proxmox
+}
+
+# configuration: what administrators may change, and packages then leave alone.
+configuration() {
+    mkdir -p "$stage/conf"
+    install -m 644 packaging/libvirt/hook packaging/apparmor/libvirt-qemu.d "$stage/conf"
 }
 
 documents() {
@@ -72,6 +81,7 @@ documents() {
     put_compressed "$stage/licenses" /usr/share/doc/vmcrypt third-party-licenses.gz
     changelog >"$stage/changelog"
     put_compressed "$stage/changelog" /usr/share/doc/vmcrypt changelog.gz
+    [ "$format" != deb ] || put 644 packaging/debian/vmcrypt /usr/share/lintian/overrides
 }
 
 # licenses: the notices of the modules that the program has in it.
@@ -101,8 +111,9 @@ rm -rf "$stage"
 program
 manual
 system
+configuration
 documents
 chmod -R u=rwX,go=rX "$root" # what was copied whole
-find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+find "$root" "$stage/conf" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 bin/nfpm package --config packaging/nfpm.yaml --packager "$format" \
     --target "dist/vmcrypt_${PACKAGE_VERSION}_$GOARCH.$format"

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -29,7 +30,8 @@ import (
 type Config struct {
 	Release    string   // the program's version
 	Socket     string   // the path to listen at; disk servers have theirs in vms beside it
-	State      string   // the folder of the audit log
+	State      string   // the folder of the audit log and of the status page's token
+	HTTP       string   // where the status page is: page.CheckAddress; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
 	SocketUser diskserver.User  // the user that QEMU runs as
@@ -53,6 +55,7 @@ type daemon struct {
 	folder string // of the disk servers' directories
 	audit  *audit.Log
 	health *health
+	scans  *semaphore.Weighted // lets one scan run at a time, however many clients ask for one
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -91,6 +94,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	d.openPage()
 	ready()
 	return d.serve(l)
 }
@@ -102,8 +106,8 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	}
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
-		boot: boot, folder: filepath.Join(filepath.Dir(c.Socket), "vms"),
-		health: newHealth(c.Aliases), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+		boot: boot, folder: folderOf(c.Socket),
+		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	return d, d.checkPaths()
 }

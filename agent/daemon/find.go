@@ -11,6 +11,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 var (
@@ -100,7 +101,7 @@ func unfinished(disk agent.Disk, c *api.Conversion) string {
 func brokenVM(descriptor string, err error) *api.VM {
 	return &api.VM{
 		Name: filepath.Base(descriptor), Descriptor: descriptor, State: api.Locked, Disks: []api.Disk{},
-		Problem: strings.Clone(clip(err.Error(), maxProblem)),
+		Problem: text.Clip(err.Error(), maxProblem),
 	}
 }
 

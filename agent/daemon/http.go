@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // operations are those of api/openapi.yaml.
@@ -79,7 +80,7 @@ func handle(d *daemon, need role, do func(context.Context, *http.Request) (any, 
 // all: the log is not theirs to fill.
 func (p peer) complain(operation string, err error) {
 	if p.role != stranger {
-		slog.Warn("request failed", "operation", operation, "uid", p.uid, "pid", p.pid, "error", clip(err.Error(), maxReason))
+		slog.Warn("request failed", "operation", operation, "uid", p.uid, "pid", p.pid, "error", text.Clip(err.Error(), maxReason))
 	}
 }
 
@@ -124,6 +125,7 @@ var statuses = []struct {
 	{agent.ErrOutside, http.StatusForbidden},
 	{ErrRequest, http.StatusBadRequest},
 	{ErrAmbiguous, http.StatusConflict},
+	{agent.ErrState, http.StatusUnprocessableEntity},
 	{errPath, http.StatusNotFound},
 	{ErrUnknownVM, http.StatusNotFound},
 }

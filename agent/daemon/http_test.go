@@ -67,9 +67,9 @@ func serveRoutes(t *testing.T, d *daemon) (socket string, begun, ended chan stru
 // TestListEndsWithItsClient: nobody waits on, or searches, for a client that went away,
 // whether it sent a body or not.
 func TestListEndsWithItsClient(t *testing.T) {
-	socket, begun, ended := serveRoutes(t, &daemon{Config: Config{
-		Datastores: []string{t.TempDir()}, Explain: func(error) (int, string) { return 1, "" },
-	}})
+	d := newTestDaemon(t)
+	d.Explain = func(error) (int, string) { return 1, "" }
+	socket, begun, ended := serveRoutes(t, d)
 	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", socket) }}
 	for name, list := range map[string]func(context.Context) error{
 		"the client": func(ctx context.Context) error {
@@ -88,17 +88,17 @@ func TestListEndsWithItsClient(t *testing.T) {
 			return err
 		},
 	} {
-		endsWithClient(t, name, list, begun, ended)
+		endsWithClient(t, d, name, list, begun, ended)
 	}
 }
 
 // endsWithClient has a client list while another scan goes on, and go away.
-func endsWithClient(t *testing.T, name string, list func(context.Context) error, begun, ended chan struct{}) {
+func endsWithClient(t *testing.T, d *daemon, name string, list func(context.Context) error, begun, ended chan struct{}) {
 	t.Helper()
-	if err := scans.Acquire(t.Context(), 1); err != nil {
+	if err := d.scans.Acquire(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
-	defer scans.Release(1)
+	defer d.scans.Release(1)
 	ctx, leave := context.WithCancel(t.Context())
 	answered := make(chan error, 1)
 	go func() { answered <- list(ctx) }()

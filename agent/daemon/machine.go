@@ -106,10 +106,21 @@ func descriptorOf(path string) string {
 	return path + ".vmx"
 }
 
-// directoryOf is where a VM's disk server has its sockets, whose paths have to be short.
-func (d *daemon) directoryOf(descriptor string) string {
+func (d *daemon) directoryOf(descriptor string) string { return directoryIn(d.folder, descriptor) }
+
+// directoryIn is where a VM's disk server has its sockets, whose paths have to be short.
+func directoryIn(folder, descriptor string) string {
 	sum := sha256.Sum256([]byte(descriptor))
-	return filepath.Join(d.folder, hex.EncodeToString(sum[:8]))
+	return filepath.Join(folder, hex.EncodeToString(sum[:8]))
+}
+
+// folderOf is where an agent that listens at a socket has the directories of disk servers.
+func folderOf(socket string) string { return filepath.Join(filepath.Dir(socket), "vms") }
+
+// SocketPath is where a disk is served when its VM is unlocked by the agent that listens
+// at a socket. The descriptor's path is the one by which it is unlocked.
+func SocketPath(socket, descriptor, node string) string {
+	return filepath.Join(directoryIn(folderOf(socket), descriptor), diskserver.SocketName(node))
 }
 
 func (m *machine) wants() *wish {

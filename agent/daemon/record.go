@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // action is what an entry of the audit log is about.
@@ -55,8 +56,6 @@ const (
 	maxName   = 256
 )
 
-func clip(text string, limit int) string { return text[:min(len(text), limit)] }
-
 func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor}
 	if who, ok := ctx.Value(peerKey{}).(peer); ok {
@@ -68,7 +67,7 @@ func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
 
 // about adds which VM it is.
 func (e *entry) about(w wish) {
-	e.VM, e.UUID, e.ReadOnly, e.Owner = clip(w.VM.Name, maxName), clip(w.VM.UUID, maxName), w.ReadOnly, w.Owner
+	e.VM, e.UUID, e.ReadOnly, e.Owner = text.Clip(w.VM.Name, maxName), text.Clip(w.VM.UUID, maxName), w.ReadOnly, w.Owner
 }
 
 // released writes down which keys leave the agent, before they do.
@@ -84,7 +83,7 @@ func (d *daemon) released(e *entry, keys []agent.Release) error {
 func (d *daemon) conclude(e *entry, err error) {
 	result, log := resultSuccess, slog.With("vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "pid", e.PID)
 	if err != nil {
-		result, e.Reason = resultFailure, clip(err.Error(), maxReason)
+		result, e.Reason = resultFailure, text.Clip(err.Error(), maxReason)
 		log = log.With("error", err)
 	}
 	log.Info(string(e.Action), "result", result)

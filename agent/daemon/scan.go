@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -34,16 +33,13 @@ const (
 // errLimit is the error for a datastore in which there is more.
 var errLimit = errors.New("there is more in it than is looked at")
 
-// scans lets one scan run at a time, however many clients ask for one.
-var scans = semaphore.NewWeighted(1)
-
 // scan gives the VMs in the datastores that have encrypted disks, as if all were
 // locked, as far as they can be read. The error is that ctx has ended.
 func (d *daemon) scan(ctx context.Context) (map[string]api.VM, error) {
-	if err := scans.Acquire(ctx, 1); err != nil {
+	if err := d.scans.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	defer scans.Release(1)
+	defer d.scans.Release(1)
 	found := map[string]api.VM{}
 	for _, root := range d.Datastores {
 		s := &scan{

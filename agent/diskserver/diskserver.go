@@ -137,4 +137,7 @@ func (d *Disk) check() error {
 }
 
 // socket is the name of the socket that the disk is served on.
-func (d *Disk) socket() string { return d.Node + socketSuffix }
+func (d *Disk) socket() string { return SocketName(d.Node) }
+
+// SocketName is that of a disk's socket in the directory of its VM.
+func SocketName(node string) string { return node + socketSuffix }

@@ -19,6 +19,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/daemon"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
+	"github.com/vmcrypt/vmcrypt/agent/page"
 	"github.com/vmcrypt/vmcrypt/internal/config"
 	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
@@ -30,6 +31,7 @@ func agentCommand() *cli.Command {
 		Description: "Runs until it gets SIGINT or SIGTERM. The disks that are unlocked then stay so: each VM's are served\n" +
 			"by a process of their own, which the next agent finds again. The configuration says which folders\n" +
 			"the agent may open VMs in (datastores), and who may use it.",
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "http", Usage: "have a status page for browsers at `ADDRESS`, such as 127.0.0.1:9180, or the path of a socket"}},
 		Action: runAgent,
 	})
 }
@@ -45,6 +47,9 @@ func runAgent(c *cli.Context) error {
 	d, err := e.daemon()
 	if err != nil {
 		return configurationError{err}
+	}
+	if d.HTTP, err = e.statusPage(c); err != nil {
+		return err
 	}
 	self := api.NewClient(d.Socket)
 	return daemon.Run(c.Context, d, func() {
@@ -83,6 +88,24 @@ func (e *environment) daemon() (daemon.Config, error) {
 		DiskServer: func() *exec.Cmd { return diskServer(program) },
 		Explain:    func(err error) (int, string) { return exitCode(err), hint(err) },
 	}, nil
+}
+
+// statusPage is where there is to be one, if anywhere.
+func (e *environment) statusPage(c *cli.Context) (string, error) {
+	if c.IsSet("http") {
+		if err := page.CheckAddress(c.String("http")); err != nil {
+			return "", usageError{fmt.Errorf("--http: %w", err)}
+		}
+		return c.String("http"), nil
+	}
+	address := e.config.Agent.HTTP
+	if address == "" {
+		return "", nil
+	}
+	if err := page.CheckAddress(address); err != nil {
+		return "", fmt.Errorf("%s: agent: http: %w", e.paths.File, err)
+	}
+	return address, nil
 }
 
 func (e *environment) aliases() (all []daemon.Alias) {

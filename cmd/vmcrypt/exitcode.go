@@ -18,6 +18,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
+	"github.com/vmcrypt/vmcrypt/internal/libvirtxml"
 	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -71,6 +72,7 @@ var codes = []struct {
 	{daemon.ErrRequest, exitUsage},
 	{daemon.ErrAmbiguous, exitUsage},
 	{browse.ErrPath, exitUsage},
+	{libvirtxml.ErrWhich, exitUsage},
 	{dek.ErrTampered, exitTampered},
 	{dek.ErrVersion, exitTampered},
 	{vmx.ErrRecord, exitTampered},
@@ -134,6 +136,8 @@ var hints = []struct {
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
 	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},
 	{agent.ErrOutside, "the agent opens VMs only in the datastores that its configuration names, and follows no symbolic link there"},
+	{libvirtxml.ErrWhich, "name it with --target NODE=DEVICE, as scsi0:0=vda; a device that the domain does not have is added"},
+	{libvirtxml.ErrMetadata, "\"vmcrypt libvirt-xml\" writes it"},
 	{api.ErrNoAgent, "\"vmcrypt agent\" runs the agent; --socket names another one's socket"},
 	{daemon.ErrDenied, "let the administrator add this user to the group, and log in again"},
 	{daemon.ErrUnknownVM, "\"vmcrypt list\" shows which VMs there are; a path names a VM, too"},
@@ -177,6 +181,9 @@ func hint(err error) string {
 	}
 	if told := (*api.Error)(nil); errors.As(err, &told) {
 		return told.Hint
+	}
+	if h := (hinted{}); errors.As(err, &h) {
+		return h.hint
 	}
 	if f.copies && errors.Is(err, syscall.ENOSPC) {
 		return "make room or choose another --output; nothing was left behind"

@@ -76,6 +76,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
 			lsCommand(), catCommand(), serveCommand(), agentCommand(), unlockCommand(), lockCommand(), listCommand(),
+			libvirtHookCommand(), libvirtXMLCommand(), proxmoxHookCommand(), proxmoxArgsCommand(),
 			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(), manualCommand(),
 		},
 		HideHelpCommand:        true,

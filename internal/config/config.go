@@ -55,6 +55,9 @@ type Agent struct {
 	// of the disks. The default is libvirt-qemu, or qemu, if there is such a user, and
 	// else the agent's own.
 	QEMUUser string `yaml:"qemuUser"`
+	// HTTP is where the agent has its status page: a loopback address with a port, such
+	// as 127.0.0.1:9180, or the absolute path of a unix socket. Without it, there is none.
+	HTTP string `yaml:"http"`
 	// Groups are the unix groups whose members may use the agent, besides root.
 	Groups Groups `yaml:"groups"`
 }

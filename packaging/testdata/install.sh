@@ -191,14 +191,14 @@ grep -q 'disks of 1 VMs stay unlocked' /tmp/remove
 [ ! -e /usr/bin/vmcrypt ]
 ! systemctl is-active vmcrypt-agent vmcrypt-kms
 kill -0 "$third"
-if [ -x /etc/libvirt/hooks/qemu.d/vmcrypt ]; then
-    /etc/libvirt/hooks/qemu.d/vmcrypt web01 prepare begin - </dev/null # does nothing any more
-fi
+# The hook stays, as a file that may have been changed, and does nothing any more.
+echo "<domain><metadata xmlns:v='urn:vmcrypt:libvirt:1'/></domain>" | /etc/libvirt/hooks/qemu.d/vmcrypt web01 prepare begin -
 systemctl stop 'vmcrypt-disk-*.scope'
 
 step purge
 apt-get purge -q -y vmcrypt | tee /tmp/purge
 grep -q '/var/lib/vmcrypt stays' /tmp/purge
+[ ! -e /etc/libvirt/hooks/qemu.d/vmcrypt ]
 [ ! -L /etc/systemd/system/multi-user.target.wants/vmcrypt-agent.service ]
 [ "$(sha256sum /var/lib/vmcrypt/kms/root.key /etc/vmcrypt/*)" = "$keys" ]
 

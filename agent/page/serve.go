@@ -1,0 +1,94 @@
+package page
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// CheckAddress refuses what is neither a loopback address with a port nor an absolute path
+// of a unix socket: without TLS, the page is not for the network.
+func CheckAddress(address string) error {
+	if filepath.IsAbs(address) {
+		return nil
+	}
+	if a, err := netip.ParseAddrPort(address); err != nil || !a.Addr().Unmap().IsLoopback() {
+		return fmt.Errorf("%q is neither a loopback address with a port, such as 127.0.0.1:9180, nor the absolute path of a socket", address)
+	}
+	return nil
+}
+
+// Limits of what clients send, of how long they take, and of how many there are.
+const (
+	maxHeader  = 16 << 10 // bytes
+	readTime   = 5 * time.Second
+	answerTime = firstWait + 15*time.Second
+	idleTime   = 30 * time.Second
+	endTime    = time.Second // for requests under way
+	maxClients = 64          // connections
+)
+
+// Serve answers clients until ctx ends, and closes the listener.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{
+		Handler: h, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug), MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+		defer cancel()
+		if s.Shutdown(soon) != nil {
+			s.Close()
+		}
+	})
+	err := s.Serve(&limited{l, semaphore.NewWeighted(maxClients)})
+	if stop() {
+		return errors.Join(err, s.Close())
+	}
+	<-ended
+	return nil
+}
+
+// limited has only so many connections at a time. More are closed at once.
+type limited struct {
+	net.Listener
+	places *semaphore.Weighted
+}
+
+// Accept waits for a client that there is a place for.
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.places.TryAcquire(1) {
+			return &place{conn, sync.OnceFunc(func() { l.places.Release(1) })}, nil
+		}
+		conn.Close()
+	}
+}
+
+// place is a connection that gives its place back.
+type place struct {
+	net.Conn
+	leave func()
+}
+
+// Close gives the place back.
+func (p *place) Close() error {
+	p.leave()
+	return p.Conn.Close()
+}
