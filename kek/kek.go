@@ -67,6 +67,7 @@ type Cluster struct {
 	timeouts    kmipwire.Timeouts
 	tls         *tls.Config
 	expiry      time.Time // of the client certificate
+	observe     func(Exchange)
 }
 
 // Open reads the certificates of config and checks the addresses. It connects
@@ -79,6 +80,7 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		dialTimeout: 10 * time.Second,
 		timeouts:    kmipwire.DefaultTimeouts,
 		tls:         kmipwire.TLSConfig(),
+		observe:     func(Exchange) {},
 	}
 	if dial == nil {
 		c.dial = dialTCP

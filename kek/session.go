@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
 
@@ -14,6 +15,7 @@ import (
 
 // session is a connection to one key manager that has agreed on a version.
 type session struct {
+	cluster *Cluster
 	address string
 	conn    *kmipwire.Conn
 	version kmipwire.ProtocolVersion
@@ -53,12 +55,13 @@ func (c *Cluster) connectAny(ctx context.Context) (*session, error) {
 
 // connect dials a key manager, completes the TLS handshake and agrees on a
 // version of KMIP.
-func (c *Cluster) connect(ctx context.Context, address string) (*session, error) {
+func (c *Cluster) connect(ctx context.Context, address string) (_ *session, err error) {
+	defer c.watch(ctx, address, "connect", time.Now(), &err)
 	raw, err := c.dialOne(ctx, address)
 	if err != nil {
 		return nil, &transportError{err}
 	}
-	s := &session{address: address, conn: c.client(raw, address)}
+	s := &session{cluster: c, address: address, conn: c.client(raw, address)}
 	if err := s.conn.Handshake(ctx); err != nil {
 		s.conn.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
@@ -111,7 +114,8 @@ func (s *session) negotiate(ctx context.Context) error {
 
 // call has the server do one operation and decodes the answer into response,
 // which must be of a type without key material.
-func (s *session) call(ctx context.Context, op kmip14.Operation, request, response any) error {
+func (s *session) call(ctx context.Context, op kmip14.Operation, request, response any) (err error) {
+	defer s.cluster.watch(ctx, s.address, op.String(), time.Now(), &err)
 	msg, err := s.ask(ctx, op, request)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/internal/text"
@@ -77,7 +78,10 @@ var onlyRead = map[string]bool{
 
 // auditLog is the audit log of a key manager. One process at a time has it, as
 // it has the store.
-type auditLog struct{ *audit.Log }
+type auditLog struct {
+	*audit.Log
+	failures prometheus.Counter // nil if nobody counts
+}
 
 // append writes entries. When it returns they are on disk or, if all are of
 // operations that only read, safe from the end of this process, and on disk
@@ -87,7 +91,11 @@ func (l auditLog) append(entries []auditEntry) error {
 	for i := range entries {
 		lines[i] = entries[i].line()
 	}
-	return l.Append(changes(entries), lines...)
+	err := l.Append(changes(entries), lines...)
+	if err != nil && l.failures != nil {
+		l.failures.Inc()
+	}
+	return err
 }
 
 // changes tells whether one of the operations did more than read.
@@ -99,7 +107,7 @@ func changes(entries []auditEntry) bool {
 // the store knows of.
 func (h Home) openAudit(known audit.Head) (auditLog, error) {
 	l, err := audit.Open(h.Dir, known)
-	return auditLog{l}, err
+	return auditLog{Log: l}, err
 }
 
 // VerifyAudit reads the audit log, all its files, and checks the chain of its

@@ -3,6 +3,7 @@ package kms
 import (
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/gemalto/kmip-go/ttlv"
@@ -81,6 +82,7 @@ func (r *request) run(items []kmipwire.RequestBatchItem, proceed bool) (done []o
 }
 
 func (r *request) item(in *kmipwire.RequestBatchItem) outcome {
+	began := time.Now()
 	r.subject = ""
 	payload, err := r.process(in)
 	out := outcome{object: r.subject}
@@ -94,6 +96,7 @@ func (r *request) item(in *kmipwire.RequestBatchItem) outcome {
 	default:
 		out.fail(internalFailure(in.Operation.String(), err))
 	}
+	r.meters.done(in.Operation, r.operations[in.Operation] != nil, &out, began)
 	return out
 }
 

@@ -105,6 +105,7 @@ func (s *store) transact(updates []*update, results []error) error {
 		s.committer.failed = err
 	case err == nil:
 		t.noteOwners()
+		s.noteLives(t.changes)
 	}
 	return err
 }

@@ -16,14 +16,15 @@ type engine struct {
 	store      *store
 	operations map[kmip14.Operation]operation
 	// audit records what was done, before the answer is sent; nil: nobody asks.
-	audit func([]auditEntry) error
+	audit  func([]auditEntry) error
+	meters *meters
 }
 
 // operation answers the payload of a batch item with a payload or a failure.
 type operation func(r *request, payload []byte) (any, error)
 
 func newEngine(s *store) *engine {
-	return &engine{store: s, operations: map[kmip14.Operation]operation{
+	return &engine{store: s, meters: newMeters(), operations: map[kmip14.Operation]operation{
 		kmip14.OperationDiscoverVersions: decoded((*request).discoverVersions),
 		kmip14.OperationQuery:            decoded((*request).query),
 		kmip14.OperationCreate:           decoded((*request).create),

@@ -40,6 +40,11 @@ func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (
 	defer c.stop()
 	// Whoever asks from now on waits for the store instead.
 	defer context.AfterFunc(ctx, c.stop)()
+	scraped, err := h.serveMetrics(ctx, srv)
+	if err != nil {
+		return err
+	}
+	defer scraped()
 	var marking sync.WaitGroup
 	defer marking.Wait()
 	marking.Go(func() { srv.keepMarking(ctx) })
@@ -56,6 +61,9 @@ func (h Home) openToServe(ctx context.Context) (*server, error) {
 	if running != nil {
 		return nil, fmt.Errorf("%s: %w: it is served at %s", h.Dir, ErrBusy, running.Address)
 	}
+	if h.Metrics != "" {
+		s.lives.begin()
+	}
 	if err := s.inspect(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -70,7 +78,10 @@ func (h Home) openToServe(ctx context.Context) (*server, error) {
 // whose it is.
 func (s *store) inspect() error {
 	ids := map[string][]uuid.UUID{}
-	_, err := s.countEach(func(o *object) { ids[o.Owner] = append(ids[o.Owner], o.id) })
+	_, err := s.countEach(func(o *object) {
+		ids[o.Owner] = append(ids[o.Owner], o.id)
+		s.lives.set(o.id, lifeOf(o))
+	})
 	if err == nil {
 		s.owners.set(ids)
 	}

@@ -135,10 +135,12 @@ func (v *visit) introduce(ctx context.Context) bool {
 func (v *visit) turnAway(err error) {
 	if known := (*notAdmitted)(nil); errors.As(err, &known) {
 		slog.Warn("key manager: connection refused", "address", v.guest.address, "error", err)
+		v.server.engine.meters.refused.WithLabelValues(refusedClient).Inc()
 		v.shutOut.add(known.client, v.guest.address, known.why)
 		return
 	}
 	slog.Debug("key manager: TLS handshake failed", "address", v.guest.address, "error", err)
+	v.server.engine.meters.refused.WithLabelValues(refusedHandshake).Inc()
 	v.strangers.add("", v.guest.address, err.Error())
 }
 

@@ -41,6 +41,7 @@ func (h Home) newOffice(s *store) (_ *server, err error) {
 	if srv.audit, err = h.openAudit(srv.marked); err != nil {
 		return nil, err
 	}
+	srv.audit.failures = srv.engine.meters.unaudited
 	srv.strangers, srv.shutOut = newRefusals(srv.note), newRefusals(srv.note)
 	return srv, nil
 }

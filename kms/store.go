@@ -41,6 +41,7 @@ type store struct {
 	keeper    *keeper      // of the root key
 	keyFile   string       // the name of the file that the root key is in
 	owners    owners
+	lives     lives
 }
 
 func newStore(path string) *store {

@@ -30,6 +30,7 @@ type change struct {
 	bucket, key, old []byte // old is nil where there was no such key
 	sequence         uint64 // of the objects, before
 	made             string // the owner, where the change makes an object
+	life             *life  // of the object, where the change writes one
 }
 
 // attempt runs fn. If it fails, all that it changed is taken back, and the
@@ -70,7 +71,7 @@ func (t *tx) undo(n int) error {
 func (t *tx) set(bucket, key, value []byte) error {
 	b := t.bolt.Bucket(bucket)
 	key = bytes.Clone(key) // bbolt wants to keep both
-	t.changes = append(t.changes, change{bucket, key, bytes.Clone(b.Get(key)), t.sequence(), ""})
+	t.changes = append(t.changes, change{bucket, key, bytes.Clone(b.Get(key)), t.sequence(), "", nil})
 	if value == nil {
 		return b.Delete(key)
 	}
@@ -135,7 +136,12 @@ func (t *tx) write(o *object) error {
 	if err != nil {
 		return err
 	}
-	return t.set(objectsBucket, o.id[:], sealed)
+	if err := t.set(objectsBucket, o.id[:], sealed); err != nil {
+		return err
+	}
+	now := lifeOf(o)
+	t.changes[len(t.changes)-1].life = &now
+	return nil
 }
 
 // rename replaces the names of an object in the index.

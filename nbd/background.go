@@ -123,6 +123,7 @@ func (b *backgroundRead) readAgain() {
 // answer makes the reply.
 func (b *backgroundRead) answer(e errno) {
 	c := b.conn
+	c.export.counters.done(b.request, e)
 	if e != 0 {
 		b.reply = b.mem[:c.putVerdict(b.mem, b.request, e)]
 		return

@@ -77,6 +77,7 @@ func (c *conn) change(r request, buf []byte) (errno, error) {
 }
 
 func (c *conn) sendVerdict(r request, e errno, buf []byte) error {
+	c.export.counters.done(r, e)
 	return c.sendNow(buf[:c.putVerdict(buf, r, e)])
 }
 
@@ -104,6 +105,7 @@ func (c *conn) readPieces(r request, buf []byte) error {
 		c.export.read.Add(uint64(n))
 		r = r.after(n)
 	}
+	c.export.counters.done(r, 0)
 	return nil
 }
 
@@ -127,11 +129,12 @@ func (c *conn) readWhole(r request, buf []byte) error {
 		}
 		c.export.read.Add(uint64(n))
 		if r = r.after(n); r.length == 0 {
+			c.export.counters.done(r, 0)
 			return nil
 		}
 		n = r.piece()
 		if err := c.readPiece(r, n, buf); err != nil {
-			c.export.failed("read", r, err)
+			c.export.counters.done(r, c.export.failed("read", r, err))
 			c.stream.abort()
 			return err
 		}
@@ -236,6 +239,7 @@ func (c *conn) blockStatus(r request, buf []byte) error {
 	}
 	putChunk(buf, r, replyFlagDone, replyBlockStatus, uint32(4+len(list.p)))
 	binary.BigEndian.PutUint32(buf[chunkSize:], allocationID)
+	c.export.counters.done(r, 0)
 	return c.sendNow(buf[:head+len(list.p)])
 }
 

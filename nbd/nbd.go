@@ -47,6 +47,7 @@ type Stats struct {
 	BytesRead    uint64
 	BytesWritten uint64 // zeroes and trims not counted
 	Connections  int    // at the moment
+	Operations   []OperationStats
 }
 
 // Server serves one or more exports.
@@ -66,11 +67,12 @@ type export struct {
 	noWait     image.NoWaitReader     // nil if the disk has no such thing
 	background image.BackgroundReader // likewise
 	// write is WriteAt or WriteOver: what is to be written may change.
-	write   func(p []byte, offset int64) (int, error)
-	read    atomic.Uint64
-	written atomic.Uint64
-	open    atomic.Int64 // connections
-	trouble trouble
+	write    func(p []byte, offset int64) (int, error)
+	read     atomic.Uint64
+	written  atomic.Uint64
+	open     atomic.Int64 // connections
+	counters counters
+	trouble  trouble
 }
 
 const (
@@ -156,7 +158,7 @@ func (s *Server) find(name string) *export {
 func (s *Server) Stats() []Stats {
 	all := make([]Stats, len(s.exports))
 	for i, e := range s.exports {
-		all[i] = Stats{e.Name, e.read.Load(), e.written.Load(), int(e.open.Load())}
+		all[i] = Stats{e.Name, e.read.Load(), e.written.Load(), int(e.open.Load()), e.counters.stats()}
 	}
 	return all
 }

@@ -1,13 +1,18 @@
 package nbd
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // request is a client's, or what is left of it.
 type request struct {
 	flags, command uint16
+	asked          uint16 // the command that the client sent; a write with FUA becomes a flush
 	cookie         uint64 // names it in replies
 	offset         uint64
 	length         uint32
+	begun          time.Duration // when it was taken: see sinceStart
 }
 
 // parse takes a header of requestSize bytes apart, if it is one.
@@ -21,6 +26,7 @@ func parse(p []byte) (r request, ok bool) {
 		cookie:  binary.BigEndian.Uint64(p[8:]),
 		offset:  binary.BigEndian.Uint64(p[16:]),
 		length:  binary.BigEndian.Uint32(p[24:]),
+		asked:   binary.BigEndian.Uint16(p[6:]),
 	}, true
 }
 

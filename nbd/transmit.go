@@ -54,6 +54,7 @@ func (c *conn) transmit() error {
 		if r.command == cmdDisc {
 			return errEnd
 		}
+		r.begun = sinceStart()
 		if err := c.handle(r); err != nil {
 			return err
 		}
@@ -147,6 +148,7 @@ func (c *conn) verdict(r request, e errno) error {
 		return err
 	}
 	c.pending += c.putVerdict(p, r, e)
+	c.export.counters.done(r, e)
 	return nil
 }
 
@@ -170,6 +172,7 @@ func (c *conn) read(r request) error {
 		c.export.read.Add(uint64(n))
 		r = r.after(n)
 	}
+	c.export.counters.done(r, 0)
 	return nil
 }
 
@@ -231,7 +234,7 @@ func (c *conn) write(r request) error {
 		rest = rest.after(n)
 	}
 	if r.has(cmdFlagFUA) {
-		return c.giveAway(request{command: cmdFlush, cookie: r.cookie})
+		return c.giveAway(request{command: cmdFlush, asked: r.asked, cookie: r.cookie, begun: r.begun})
 	}
 	return c.verdict(r, 0)
 }

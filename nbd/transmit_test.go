@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmcrypt/vmcrypt/image"
 )
 
 // refusedSize is the size of the disk for which refusals are.
@@ -344,7 +348,76 @@ func TestStats(t *testing.T) {
 	c.do(request{command: cmdRead, length: 3 << 20}, nil)
 	c.do(request{command: cmdWrite, length: 700}, make([]byte, 700))
 	c.do(request{command: cmdRead, offset: 4 << 20, length: 1}, nil) // refused
-	if got, want := fmt.Sprint(server.Stats()), "[{a 0 0 0} {b 3146728 700 1}]"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	stats := server.Stats()
+	for i, want := range []Stats{{Export: "a"}, {Export: "b", BytesRead: 3146728, BytesWritten: 700, Connections: 1}} {
+		got := stats[i]
+		if got.Operations = nil; !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+	if stats[0].Operations != nil {
+		t.Errorf("of an export that nobody used: %+v", stats[0].Operations)
+	}
+}
+
+// TestOperationStats: each request is counted once, whatever way its reply takes.
+func TestOperationStats(t *testing.T) {
+	const size = 1 << 20
+	for name, disk := range map[string]image.Disk{"slow": newMemDisk(size), "file": fileDisk(t, size)} {
+		for _, structured := range []bool{true, false} {
+			server, socket, _ := start(t, Export{Disk: disk})
+			c := connect(t, socket, "", structured)
+			for _, r := range []request{
+				{command: cmdRead, length: 512}, {command: cmdRead, length: size}, {command: cmdRead, offset: size, length: 1},
+				{command: cmdFlush}, {command: cmdTrim, length: 4096}, {command: cmdCache, length: 4096}, {command: 77},
+				{command: cmdWriteZeroes, length: 4096}, {command: cmdWriteZeroes, offset: size, length: 1},
+			} {
+				c.do(r, nil)
+			}
+			c.do(request{command: cmdWrite, length: 512}, make([]byte, 512))
+			c.do(request{command: cmdWrite, flags: cmdFlagFUA, length: 512}, make([]byte, 512))
+			want := "read 3 map[EINVAL:1] write 2 map[] unknown 1 map[EINVAL:1] flush 1 map[] trim 1 map[] cache 1 map[] write_zeroes 2 map[ENOSPC:1] "
+			if got := counted(server.Stats()[0].Operations); got != want {
+				t.Errorf("%s, structured %v: got %s, want %s", name, structured, got, want)
+			}
+		}
+	}
+}
+
+func counted(operations []OperationStats) (text string) {
+	for _, o := range operations {
+		n := uint64(0)
+		for _, count := range o.Requests {
+			n += count
+		}
+		text += fmt.Sprint(o.Operation, " ", n, " ", o.Errors, " ")
+	}
+	return text
+}
+
+// TestLatencyIsCounted: what a disk takes its time for is in the histogram.
+func TestLatencyIsCounted(t *testing.T) {
+	var c counters
+	bounds := LatencyBounds()
+	for _, took := range append(bounds, 2*bounds[len(bounds)-1]) {
+		c.done(request{asked: cmdTrim, begun: sinceStart() - took - time.Microsecond}, 0)
+		c.done(request{asked: cmdTrim, begun: sinceStart() - took + 20*time.Microsecond}, eIO)
+	}
+	got := c.stats()
+	if len(got) != 1 || got[0].Operation != "trim" || got[0].Errors["EIO"] != uint64(len(bounds)+1) {
+		t.Fatalf("%+v", got)
+	}
+	sum, requests := time.Duration(0), uint64(0)
+	for i, n := range got[0].Requests {
+		requests += n
+		if i < len(bounds) && n == 0 {
+			t.Errorf("no request took up to %v: %v", bounds[i], got[0].Requests)
+		}
+	}
+	for _, b := range bounds {
+		sum += 2 * b
+	}
+	if requests != uint64(2*len(bounds)+2) || got[0].Time < sum {
+		t.Errorf("%d requests took %v", requests, got[0].Time)
 	}
 }

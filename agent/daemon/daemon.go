@@ -34,6 +34,7 @@ type Config struct {
 	HTTP       string   // where the status page is: page.CheckAddress; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
+	Metrics    string           // where they are scraped, as metrics.Listen takes it; "" for nowhere
 	SocketUser diskserver.User  // the user that QEMU runs as
 	Host       *agent.Host      // with Keys and Turns
 	Aliases    []Alias          // of the key managers, as the configuration has them
@@ -56,6 +57,8 @@ type daemon struct {
 	audit  *audit.Log
 	health *health
 	scans  *semaphore.Weighted // lets one scan run at a time, however many clients ask for one
+
+	metrics *meters
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
@@ -94,6 +97,9 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := d.serveMetrics(); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	d.openPage()
 	ready()
 	return d.serve(l)
@@ -109,6 +115,8 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 		boot: boot, folder: folderOf(c.Socket),
 		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
+	d.metrics = newMeters(d)
+	d.Host = d.metrics.observed(d.Host)
 	return d, d.checkPaths()
 }
 

@@ -29,12 +29,14 @@ const (
 
 // health is how the key managers were when they were last asked.
 type health struct {
+	again chan struct{} // tells keepAsking not to wait
+
 	mu      sync.Mutex
 	servers []api.KeyManager // in the order of the configuration
 }
 
 func newHealth(aliases []Alias) *health {
-	h := new(health)
+	h := &health{again: make(chan struct{}, 1)}
 	for _, a := range aliases {
 		for _, address := range a.Servers {
 			h.servers = append(h.servers, api.KeyManager{Alias: a.Name, Address: address, State: stateUnknown})
@@ -60,6 +62,7 @@ func (d *daemon) keepAsking() {
 		asking.Wait()
 		select {
 		case <-time.After(healthPause):
+		case <-d.health.again:
 		case <-d.ctx.Done():
 			return
 		}
@@ -117,6 +120,7 @@ func (h *health) set(alias string, asked []api.KeyManager) {
 		if was.State != now.State {
 			logHealth(was, now)
 		}
+		logExpiry(was, now)
 	}
 }
 

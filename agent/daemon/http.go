@@ -69,6 +69,7 @@ func handle(d *daemon, need role, do func(context.Context, *http.Request) (any, 
 		}
 		if err != nil {
 			who.complain(r.Pattern, err)
+			d.metrics.failed(err)
 			d.fail(w, err)
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
@@ -21,7 +22,10 @@ func newTestDaemon(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	d, err := newDaemon(t.Context(), Config{Socket: filepath.Join(dir, "socket"), State: filepath.Join(dir, "state"), Datastores: []string{dir}})
+	d, err := newDaemon(t.Context(), Config{
+		Socket: filepath.Join(dir, "socket"), State: filepath.Join(dir, "state"), Datastores: []string{dir},
+		Host: new(agent.Host), Explain: func(error) (int, string) { return 1, "" },
+	})
 	if err == nil {
 		err = d.makeFolders()
 	}

@@ -40,6 +40,8 @@ type entry struct {
 	Owner      string     `json:"owner,omitempty"` // for whom it was unlocked
 	Keys       []keyEntry `json:"keys,omitempty"`
 	Reason     string     `json:"reason,omitempty"` // of a failure
+
+	begun time.Time
 }
 
 // keyEntry is a disk, and the KEK by which its key was had.
@@ -57,7 +59,7 @@ const (
 )
 
 func (m *machine) entry(ctx context.Context, act action, w wish) *entry {
-	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor}
+	e := &entry{UID: m.own.uid, PID: m.own.pid, Action: act, Descriptor: m.descriptor, begun: time.Now()}
 	if who, ok := ctx.Value(peerKey{}).(peer); ok {
 		e.UID, e.PID = who.uid, who.pid
 	}
@@ -81,12 +83,13 @@ func (d *daemon) released(e *entry, keys []agent.Release) error {
 // conclude writes down how it ended. Nothing can be done if that fails: what was to be
 // on record was written before.
 func (d *daemon) conclude(e *entry, err error) {
-	result, log := resultSuccess, slog.With("vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "pid", e.PID)
+	d.metrics.concluded(e, err)
+	result, level, log := resultSuccess, slog.LevelInfo, slog.With("vm", e.VM, "descriptor", e.Descriptor, "uid", e.UID, "pid", e.PID)
 	if err != nil {
-		result, e.Reason = resultFailure, text.Clip(err.Error(), maxReason)
+		result, e.Reason, level = resultFailure, text.Clip(err.Error(), maxReason), slog.LevelWarn
 		log = log.With("error", err)
 	}
-	log.Info(string(e.Action), "result", result)
+	log.Log(d.ctx, level, string(e.Action), "result", result)
 	if err := d.write(e, result); err != nil {
 		slog.Error("the audit log can't be written", "error", err)
 	}
@@ -94,5 +97,5 @@ func (d *daemon) conclude(e *entry, err error) {
 
 func (d *daemon) write(e *entry, result string) error {
 	e.Time, e.Result = time.Now().UTC().Format(time.RFC3339Nano), result
-	return d.audit.Append(true, e)
+	return d.metrics.audited(d.audit.Append(true, e))
 }

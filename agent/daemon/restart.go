@@ -33,6 +33,7 @@ func (m *machine) watch(p *process) {
 		return
 	}
 	slog.Warn("a disk server has ended", "descriptor", m.descriptor)
+	m.metrics.exits.Inc()
 	m.restart(m.pauseAfter(time.Since(p.since)))
 }
 

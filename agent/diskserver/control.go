@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/dek"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
+	"github.com/vmcrypt/vmcrypt/nbd"
 )
 
 const (
@@ -73,6 +74,8 @@ type Status struct {
 	Release   string       `json:"release"`
 	Directory string       `json:"directory"`
 	Disks     []DiskStatus `json:"disks"`
+	// LatencyBounds are those of the disks' Operations, in seconds.
+	LatencyBounds []float64 `json:"latencyBounds,omitempty"`
 }
 
 // DiskStatus is what became of a disk since the process was started.
@@ -83,6 +86,17 @@ type DiskStatus struct {
 	BytesRead    uint64 `json:"bytesRead"`
 	BytesWritten uint64 `json:"bytesWritten"`
 	Connections  int    `json:"connections"`
+	// Operations are of the requests that were answered. A process of an earlier release
+	// tells of none.
+	Operations []Operation `json:"operations,omitempty"`
+}
+
+// Operation is what became of the requests for one NBD command.
+type Operation struct {
+	Operation string            `json:"operation"` // as nbd.OperationStats has it
+	Requests  []uint64          `json:"requests"`  // that took at most each of the LatencyBounds, and longer than all
+	Nanos     uint64            `json:"nanos"`     // that all took together
+	Errors    map[string]uint64 `json:"errors,omitempty"`
 }
 
 // Description is all that is needed to write a descriptor's records again.
@@ -214,14 +228,25 @@ func (s *server) do(line []byte, in io.Reader) (any, *Error) {
 
 func (s *server) status() Status {
 	st := Status{VM: s.VM, PID: os.Getpid(), Since: s.since, Release: s.release, Directory: s.Directory}
+	for _, bound := range nbd.LatencyBounds() {
+		st.LatencyBounds = append(st.LatencyBounds, bound.Seconds())
+	}
 	for _, d := range s.disks {
 		n := d.nbd.Stats()[0]
 		st.Disks = append(st.Disks, DiskStatus{
 			Node: d.Node, Socket: s.socketOf(d), ReadOnly: d.ReadOnly,
 			BytesRead: n.BytesRead, BytesWritten: n.BytesWritten, Connections: n.Connections,
+			Operations: operationsOf(n.Operations),
 		})
 	}
 	return st
+}
+
+func operationsOf(all []nbd.OperationStats) (out []Operation) {
+	for _, o := range all {
+		out = append(out, Operation{o.Operation, o.Requests, uint64(o.Time), o.Errors})
+	}
+	return out
 }
 
 // rewrap wraps the key of a disk under the KEK that follows the request. The

@@ -249,7 +249,8 @@ func TestControl(t *testing.T) {
 	status := fmt.Sprintf(`{"vm":{"name":"büro","uuid":"56 4d 0b","descriptor":%q},"pid":%d,`+
 		`"since":"2001-09-09T01:46:40Z","release":"1.2.3-test","directory":"/run/vmcrypt/web01","disks":[`+
 		`{"node":"scsi0:0","socket":"/run/vmcrypt/web01/scsi0:0.sock","readOnly":false,"bytesRead":0,"bytesWritten":0,"connections":0},`+
-		`{"node":"nvme0:1","socket":"/run/vmcrypt/web01/nvme0:1.sock","readOnly":false,"bytesRead":0,"bytesWritten":0,"connections":0}]}`,
+		`{"node":"nvme0:1","socket":"/run/vmcrypt/web01/nvme0:1.sock","readOnly":false,"bytesRead":0,"bytesWritten":0,"connections":0}],`+
+		`"latencyBounds":[0.00005,0.0001,0.00025,0.0005,0.001,0.0025,0.005,0.01,0.05,0.25,1,10]}`,
 		s.VM.Descriptor, os.Getpid())
 	ok := func(result string) string { return `{"version":1,"ok":true,"result":` + result + "}\n" }
 	kek := strings.Repeat("k", kekSize)

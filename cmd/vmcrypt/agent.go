@@ -85,6 +85,7 @@ func (e *environment) daemon() (daemon.Config, error) {
 	return daemon.Config{
 		Release: version, Socket: e.agentSocket(), State: filepath.Join(e.paths.State, "agent"),
 		Datastores: e.config.Datastores, Groups: daemon.Groups(cfg.Groups), SocketUser: owner, Host: host, Aliases: e.aliases(),
+		Metrics:    cfg.Metrics,
 		DiskServer: func() *exec.Cmd { return diskServer(program) },
 		Explain:    func(err error) (int, string) { return exitCode(err), hint(err) },
 	}, nil

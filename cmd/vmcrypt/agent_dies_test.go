@@ -188,9 +188,9 @@ type keyManager struct {
 }
 
 // startHostWithKMS makes a host whose agent asks a key manager over TCP.
-func startHostWithKMS(t *testing.T) (*host, *keyManager) {
+func startHostWithKMS(t *testing.T, more ...string) (*host, *keyManager) {
 	t.Helper()
-	h := newHost(t)
+	h := newHost(t, more...)
 	k := &keyManager{t: t, address: "127.0.0.1:0", behind: h.serveKMS()}
 	k.up()
 	t.Cleanup(k.down)

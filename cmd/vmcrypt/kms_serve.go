@@ -44,6 +44,7 @@ func kmsServe(c *cli.Context) error {
 	if err := warnOfBareRootKey(c, e.home); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	e.home.Metrics, e.home.Release = e.config.KMS.Metrics, version
 	return e.home.Serve(c.Context, address, func(at net.Addr) {
 		systemd.Ready(c.Context, e.home.Alive)
 		if c.Bool("json") {

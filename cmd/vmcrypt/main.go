@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/logging"
 )
 
 // version is set by the build.
@@ -23,6 +25,7 @@ func main() {
 	// No core dump and no debugger of the same user gets at keys.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it never fails with these arguments
 	signal.Ignore(syscall.SIGPIPE)                   // it would end the process before it has cleaned up
+	slog.SetDefault(slog.New(logging.Handler(os.Stderr)))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // who asks twice means it
 	os.Exit(run(ctx, os.Args))

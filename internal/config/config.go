@@ -18,6 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/vmcrypt/vmcrypt/internal/metrics"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
@@ -40,6 +41,8 @@ type Config struct {
 	Datastores []string `yaml:"datastores"`
 	// Agent configures the host agent.
 	Agent Agent `yaml:"agent"`
+	// KMS configures the key manager that ships with vmcrypt.
+	KMS KMS `yaml:"kms"`
 }
 
 // EngineAuto is the value of Engine that leaves the choice to vmcrypt.
@@ -60,6 +63,17 @@ type Agent struct {
 	HTTP string `yaml:"http"`
 	// Groups are the unix groups whose members may use the agent, besides root.
 	Groups Groups `yaml:"groups"`
+	// Metrics is where Prometheus scrapes the agent: the absolute path of a unix socket,
+	// which the group View may connect to, or HOST:PORT of a loopback address, which
+	// everybody on the host may. The default is nowhere.
+	Metrics string `yaml:"metrics"`
+}
+
+// KMS is the part of the configuration that "vmcrypt kms serve" reads.
+type KMS struct {
+	// Metrics is where Prometheus scrapes the key manager: as Agent.Metrics, but only
+	// the key manager's user may connect to a socket.
+	Metrics string `yaml:"metrics"`
 }
 
 // Groups are names of unix groups.
@@ -179,7 +193,23 @@ func (c *Config) check() *keyError {
 			return wrong("name at least one key manager", "aliases", name, "servers")
 		}
 	}
+	if err := checkMetrics("agent", c.Agent.Metrics); err != nil {
+		return err
+	}
+	if err := checkMetrics("kms", c.KMS.Metrics); err != nil {
+		return err
+	}
 	return c.checkDatastores()
+}
+
+func checkMetrics(section, address string) *keyError {
+	if address == "" {
+		return nil
+	}
+	if err := metrics.CheckAddress(address); err != nil {
+		return wrong(fmt.Sprintf("%q: %v", address, err), section, "metrics")
+	}
+	return nil
 }
 
 func (c *Config) checkDatastores() *keyError {
