@@ -175,6 +175,19 @@ vmcrypt lock web01
 systemctl start vmcrypt-kms
 vmcrypt kms audit verify
 
+step "systemd seals the root key"
+mkdir -p -m 700 /etc/credstore.encrypted
+sealed=/etc/credstore.encrypted/vmcrypt-kms
+head -c 32 /dev/urandom | base64 | systemd-creds encrypt --name=vmcrypt-kms - $sealed
+systemd-creds decrypt --name=vmcrypt-kms $sealed - |
+    vmcrypt kms rotate-root --root-key systemd --new-root-passphrase-file -
+mkdir -p /etc/systemd/system/vmcrypt-kms.service.d
+printf '[Service]\nLoadCredentialEncrypted=vmcrypt-kms:%s\n' $sealed >/etc/systemd/system/vmcrypt-kms.service.d/root-key.conf
+systemctl daemon-reload
+systemctl restart vmcrypt-kms
+vmcrypt unlock web01
+vmcrypt lock web01
+
 step completion
 COMP_WORDS=(vmcrypt kms cl) COMP_CWORD=2
 # shellcheck source=/dev/null
