@@ -37,7 +37,7 @@ func kmsServe(c *cli.Context) error {
 	if address == "" {
 		local, ok := e.config.Alias(config.LocalAlias)
 		if !ok {
-			return configurationError{fmt.Errorf("the configuration has no alias %q: name an address with --listen", config.LocalAlias)}
+			return configurationError{usageError{fmt.Errorf("the configuration has no alias %q: name an address with --listen", config.LocalAlias)}}
 		}
 		address = local.Servers[0].Address
 	}

@@ -78,6 +78,9 @@ type Scope struct {
 // scopeTime is how long systemd has to start a scope.
 const scopeTime = 5 * time.Second
 
+// IsService tells whether systemd started this process and wants to know how it is.
+func IsService() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
+
 // Installed tells whether systemd runs and knows all of these units.
 func Installed(units ...string) bool {
 	return util.IsRunningSystemd() && !slices.ContainsFunc(units, func(unit string) bool { return !known(unit) })
