@@ -3,7 +3,7 @@
 #   make build   build bin/vmcrypt, one static binary
 #   make deb rpm     dist/vmcrypt_VERSION_ARCH.deb and .rpm (GOARCH=arm64 for that): docs/install.md
 #   make demo    encrypt a real disk image, look inside it, get it back: with proof
-#   make test    the whole suite, long tests and race detector included (about 5 min)
+#   make test    the whole suite, long tests and race detector included (about 20 min)
 #   make crash   crashes of conversions in place: a million states, faults, seeded mistakes
 #   make crash-full  the same with a hundred million states (an hour or two): docs/conversion.md
 #   make lint    static checks, as CI runs them
@@ -54,8 +54,7 @@ test:
 	[ "$$(go env GOARCH)" != amd64 ] || scripts/guest.sh >/dev/null
 	go vet ./...
 	CGO_ENABLED=1 go test -race -count=1 -timeout=15m $(RACE)
-	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run Scenarios ./blockcrypt/conversion
-	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'AtOnce|Unserved|Interrupted|OneDisk' ./cmd/vmcrypt
+	CGO_ENABLED=1 go test -race -count=1 -timeout=15m -run 'Scenarios|AtOnce|Unserved|Interrupted|OneDisk' ./blockcrypt/conversion ./cmd/vmcrypt
 	go test -count=1 -tags purego ./blockcrypt
 	[ "$$(go env GOARCH)" != amd64 ] || GOARCH=arm64 go test -count=1 -exec qemu-aarch64-static -timeout=15m ./blockcrypt
 	[ "$$(go env GOARCH)" != amd64 ] || scripts/avx512.sh

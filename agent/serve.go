@@ -8,13 +8,14 @@ import (
 	"strings"
 
 	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/nbd"
 )
 
 // ServeOptions says which disk is served, and where.
 type ServeOptions struct {
 	Disk     string // node; may be empty for the only disk
-	Socket   string // path of the unix socket, which has at most MaxSocketPath bytes
+	Socket   string // path of the unix socket, which has at most listen.MaxPath bytes
 	ReadOnly bool
 }
 
@@ -56,7 +57,7 @@ func (d Disk) serve(ctx context.Context, plain image.Disk, opts ServeOptions, li
 	if err != nil {
 		return err
 	}
-	listener, err := ListenPrivate(ctx, opts.Socket)
+	listener, err := listen.Private(ctx, opts.Socket)
 	if err != nil {
 		return err
 	}

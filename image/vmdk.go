@@ -134,9 +134,15 @@ func checkText(text []byte) error {
 }
 
 // withoutPadding is the text without the zero bytes that QEMU fills the last
-// sector with once it has written to the disk.
+// sector with once it has written to the disk. If its new CID has fewer of the eight
+// digits than the one before, the last bytes of the former text stand after the
+// first of them (vmdk_write_cid in block/vmdk.c).
 func withoutPadding(text []byte) []byte {
-	return bytes.TrimRight(text, "\x00")
+	now, before, _ := bytes.Cut(text, []byte{0})
+	if len(bytes.TrimRight(before, "\x00")) < 8 {
+		return now
+	}
+	return text
 }
 
 // isBinary tells characters that a text has no use for.

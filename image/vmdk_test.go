@@ -72,6 +72,7 @@ func TestParseVMDK(t *testing.T) {
 		"VMFS with an offset": replaced(esxiVMDK, `flat.vmdk"`, `flat.vmdk" 0`),
 		"one sector":          replaced(qemuVMDK, "20480", "1"),
 		"padded by QEMU":      qemuVMDK + strings.Repeat("\x00", 512-len(qemuVMDK)),
+		"shortened by QEMU":   qemuVMDK + "\x00" + qemuVMDK[len(qemuVMDK)-4:] + strings.Repeat("\x00", 507-len(qemuVMDK)),
 		"version 4":           replaced(qemuVMDK, "version=1", "version=4"),
 	} {
 		v, err := ParseVMDK([]byte(text))
@@ -104,6 +105,7 @@ func TestParseVMDKRefuses(t *testing.T) {
 		"snapshot":                    replaced(qemuVMDK, "ffffffff", "12345678"),
 		"consolidate":                 replaced(qemuVMDK, "parentCID=ffffffff", "parentCID=ffffffff\nparentFileNameHint=\"base.vmdk\""),
 		"parentCID is not":            replaced(qemuVMDK, "parentCID=ffffffff\n", ""),
+		"character at byte 3":         qemuVMDK + "\x00" + qemuVMDK[len(qemuVMDK)-8:],
 		"no extent":                   replaced(qemuVMDK, extent, ""),
 		"several extents":             replaced(qemuVMDK, extent, extent+"\n"+extent),
 		"line 8: only an extent":      replaced(qemuVMDK, "RW 20480", "RDONLY 20480"),

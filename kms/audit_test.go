@@ -81,6 +81,7 @@ func wantWhole(t *testing.T, h Home, first, last uint64) {
 
 // TestAuditFormat: the lines are those of the first release, byte for byte.
 func TestAuditFormat(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := startServer(t, h)
 	err := s.audit.append([]auditEntry{{
@@ -224,6 +225,7 @@ func TestAuditFieldsAreBounded(t *testing.T) {
 
 // TestAuditOfOne: one process at a time writes.
 func TestAuditOfOne(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := newTestServer(t, h)
 	if _, err := h.openAudit(audit.Head{}); !errors.Is(err, audit.ErrBusy) {
@@ -266,6 +268,7 @@ func TestOperationsAreLogged(t *testing.T) {
 
 // TestNothingIsAnsweredUnlogged: a key that was handed out would be in the log.
 func TestNothingIsAnsweredUnlogged(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := startServer(t, h)
 	_ = s.audit.Close()

@@ -48,6 +48,7 @@ func restore(t *testing.T, path string) Home {
 
 // TestBackupAndRestore uses the real cost of the passphrase.
 func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	path := filepath.Join(t.TempDir(), "backup")
 	if err := h.Backup(t.Context(), path, passphrase(t, secretWords)); err != nil {
@@ -75,6 +76,7 @@ func TestBackupAndRestore(t *testing.T) {
 // TestBackupWithoutCertificates: nothing but the store and its root key have to
 // be there, and all else comes back as it was.
 func TestBackupWithoutCertificates(t *testing.T) {
+	t.Parallel()
 	for _, served := range []bool{false, true} {
 		h, _ := filledHome(t)
 		c := checkStore(t, h)
@@ -111,6 +113,7 @@ func TestBackupWithoutCertificates(t *testing.T) {
 }
 
 func TestBackupHoldsNothingInTheClear(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	data, err := os.ReadFile(backup(t, h))
 	if err != nil {
@@ -133,6 +136,7 @@ func TestBackupHoldsNothingInTheClear(t *testing.T) {
 }
 
 func TestBackupRefuses(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	dir := t.TempDir()
 	taken := filepath.Join(dir, "taken")
@@ -164,6 +168,7 @@ func TestBackupRefuses(t *testing.T) {
 // TestBackupIsProved: a file that did not reach the disk as it was written is
 // no backup.
 func TestBackupIsProved(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	path := backup(t, h)
 	a, err := h.gather(t.Context())
@@ -181,6 +186,7 @@ func TestBackupIsProved(t *testing.T) {
 }
 
 func TestRestoreRefusesToOverwrite(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	path := backup(t, h)
 	before := tree(t, h.ConfigDir())
@@ -216,6 +222,7 @@ func readBytes(t *testing.T, path string) []byte {
 }
 
 func TestRestoreRefuses(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	good := readBytes(t, backup(t, h))
 	future := bytes.Clone(good)
@@ -234,6 +241,7 @@ func TestRestoreRefuses(t *testing.T) {
 }
 
 func TestRestoreRefusesTruncated(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	good := readBytes(t, backup(t, h))
 	for _, n := range []int{1, 8, headerSize - 1, headerSize, headerSize + 20, headerSize + 40, headerSize + 41, len(good) / 2, len(good) - 1} {
@@ -243,6 +251,7 @@ func TestRestoreRefusesTruncated(t *testing.T) {
 
 // TestRestoreRefusesFlips: every bit of the header, and bits all over the rest.
 func TestRestoreRefusesFlips(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	good := readBytes(t, backup(t, h))
 	words := passphrase(t, secretWords)
@@ -284,6 +293,7 @@ func TestForgedCost(t *testing.T) {
 
 // TestBackupOfABrokenStore: what cannot be opened must not count as backup.
 func TestBackupOfABrokenStore(t *testing.T) {
+	t.Parallel()
 	h, _ := filledHome(t)
 	good := readBytes(t, backup(t, h))
 	for what, damage := range map[string]func(*archive) error{
@@ -311,6 +321,7 @@ func TestBackupOfABrokenStore(t *testing.T) {
 
 // TestBackupWhileServing: backups taken under load hold a state that was.
 func TestBackupWhileServing(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	_, stop := serve(t, h)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -347,6 +358,7 @@ func TestBackupWhileServing(t *testing.T) {
 }
 
 func TestBackupDue(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	want := func(when string, h Home, want bool) {
 		t.Helper()
@@ -384,6 +396,7 @@ func TestBackupDue(t *testing.T) {
 }
 
 func TestDamagedLastBackup(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	if err := os.WriteFile(h.path(lastBackupFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)

@@ -171,6 +171,7 @@ func TestClientsRefused(t *testing.T) {
 
 // TestClientFilesAreNotReplaced: a key that is there may be in use.
 func TestClientFilesAreNotReplaced(t *testing.T) {
+	t.Parallel()
 	h, dir := newHome(t), t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "a.key"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -182,6 +183,7 @@ func TestClientFilesAreNotReplaced(t *testing.T) {
 }
 
 func TestClientKeyIsPrivate(t *testing.T) {
+	t.Parallel()
 	h, dir := newHome(t), t.TempDir()
 	if _, err := h.AddClient(t.Context(), NewClient{Name: "a", Dir: dir}); err != nil {
 		t.Fatal(err)
@@ -193,6 +195,7 @@ func TestClientKeyIsPrivate(t *testing.T) {
 
 // TestRevokedWhileConnected: not one more request is answered.
 func TestRevokedWhileConnected(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	serve(t, h)
 	gone, stays := mustDialAs(t, h, addClient(t, h, "gone", false)), mustDialAs(t, h, addClient(t, h, "stays", false))
@@ -210,6 +213,7 @@ func TestRevokedWhileConnected(t *testing.T) {
 // TestAdmitIsAskedForEveryRequest: even a connection that could not be closed
 // would be of no use.
 func TestAdmitIsAskedForEveryRequest(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	config := addClient(t, h, "a", false)
 	s := newTestServer(t, h)
@@ -235,6 +239,7 @@ func TestAdmitIsAskedForEveryRequest(t *testing.T) {
 
 // TestUnregisteredCertificate: the authority's signature alone opens nothing.
 func TestUnregisteredCertificate(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	ca, err := h.authority()
 	if err != nil {
@@ -259,6 +264,7 @@ func TestUnregisteredCertificate(t *testing.T) {
 
 // TestRequestsSigned: of a request, only the key counts.
 func TestRequestsSigned(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -368,6 +374,7 @@ func TestAdministrationIsLogged(t *testing.T) {
 
 // TestRegistryIsBoundToTheStore: a record moved to another name does not open.
 func TestRegistryIsBoundToTheStore(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	addClient(t, h, "a", false)
 	s, err := h.open(forWriting, storeWait)
@@ -421,6 +428,7 @@ func TestEndedCertificate(t *testing.T) {
 // TestCertificatesFollowTheirFiles: a server goes on with new ones, and with
 // the former ones where the new ones make no sense.
 func TestCertificatesFollowTheirFiles(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	address, _ := serve(t, h)
 	before := servedSerial(t, h, address)

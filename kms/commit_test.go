@@ -79,6 +79,7 @@ func wantObjects(t *testing.T, s *store, want int) {
 // TestUpdatesShareACommit: all that wait at a time are written at once, each
 // function runs once, and each caller gets its own error.
 func TestUpdatesShareACommit(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	failed := errors.New("mine")
 	runs := make([]int, 20)
@@ -122,6 +123,7 @@ func lastTx(t *testing.T, s *store) (id int) {
 // TestFailedUpdateLeavesNothing: names, records, notes and the sequence are as
 // if it had not run, for those that follow in the same transaction as well.
 func TestFailedUpdateLeavesNothing(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	first, second := newObject("me", "a", "b"), newObject("me", "c")
 	if err := s.update(func(t *tx) error { return t.add(first) }); err != nil {
@@ -163,6 +165,7 @@ func name1(value string) name { return name{value, 1} }
 
 // TestPanicFailsTheCommit: nobody knows what a panic left behind.
 func TestPanicFailsTheCommit(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	results := pile(s,
 		func(t *tx) error { return t.add(newObject("me")) },
@@ -182,6 +185,7 @@ func TestPanicFailsTheCommit(t *testing.T) {
 }
 
 func TestUpdateThatChangesNothing(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	txid := lastTx(t, s)
 	if err := s.update(func(*tx) error { return nil }); err != nil {
@@ -193,6 +197,7 @@ func TestUpdateThatChangesNothing(t *testing.T) {
 }
 
 func TestNamesBelongToOwners(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	// Encoded without lengths, these two owners and names would be the same.
 	for _, o := range []*object{newObject("me", "key"), newObject("you", "key"), newObject("m", "e\x00\x00\x00\x01key")} {
@@ -209,6 +214,7 @@ func TestNamesBelongToOwners(t *testing.T) {
 // TestFailedWrite: once the disk has refused a commit nothing more is
 // acknowledged, until the store is opened anew.
 func TestFailedWrite(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s, err := h.open(forWriting, storeWait)
 	if err != nil {

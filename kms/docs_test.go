@@ -42,6 +42,7 @@ func docsTable(t *testing.T, heading string) [][]string {
 // TestDocumentedOperations compares the table of docs/kmip.md with what the
 // server says of itself.
 func TestDocumentedOperations(t *testing.T) {
+	t.Parallel()
 	rows := docsTable(t, "operation")
 	c := dial(t, newHome(t))
 	for column, v := range rows[0] {

@@ -30,6 +30,7 @@ func (c *client) batch(in *kmipwire.RequestMessage) *kmipwire.ResponseMessage {
 }
 
 func TestBatchWithPlaceholder(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	out := c.batch(c.message(items(
 		kmip14.OperationCreate, createRequest(nameAttribute("n")),
@@ -51,6 +52,7 @@ func TestBatchWithPlaceholder(t *testing.T) {
 }
 
 func TestBatchErrors(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	missing := &kmipwire.GetRequest{UniqueIdentifier: uuid.NewString()}
 	batch := items(kmip14.OperationGet, missing, kmip14.OperationCreate, createRequest())
@@ -70,6 +72,7 @@ func TestBatchErrors(t *testing.T) {
 
 // TestMessagesRefusedAsAWhole: the answer is one failed item without operation.
 func TestMessagesRefusedAsAWhole(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	create := func(n int) []kmipwire.RequestBatchItem {
 		var all []any
@@ -114,6 +117,7 @@ func TestMessagesRefusedAsAWhole(t *testing.T) {
 }
 
 func TestOperationsRefused(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.OperationCertify, &kmipwire.GetRequest{})
 	c.refused(kmip14.ResultReasonOperationNotSupported, kmip14.Operation(0x7777), &kmipwire.GetRequest{})
@@ -134,6 +138,7 @@ func TestOperationsRefused(t *testing.T) {
 }
 
 func TestMaximumResponseSize(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	in := c.message(items(kmip14.OperationQuery, &kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{kmip14.QueryFunctionQueryOperations}})...)
 	in.RequestHeader.MaximumResponseSize = 200
@@ -146,6 +151,7 @@ func TestMaximumResponseSize(t *testing.T) {
 // TestCorrelationValues: who names a request, in the version that has names for
 // them, is told the one under which it is in the log, too.
 func TestCorrelationValues(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, v := range kmipwire.Versions() {
 		for _, name := range []string{"", "mine"} {

@@ -54,7 +54,7 @@ type Home struct {
 	// if fresh, is going to be. The buffer is destroyed after use. Where the root
 	// key is in a file, nobody is asked, and it may be nil.
 	Passphrase func(form RootKey, fresh bool) (*secret.Buffer, error)
-	// Metrics is where Serve has its metrics scraped, as metrics.Listen takes it; empty
+	// Metrics is where Serve has its metrics scraped, as listen.CheckLocal takes it; empty
 	// means nowhere. They name the Release.
 	Metrics, Release string
 }

@@ -61,6 +61,7 @@ func sameTree(t *testing.T, dir string, before map[string]string) {
 }
 
 func TestInitMakesAHome(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	if !h.Exists() {
 		t.Error("it does not exist")
@@ -103,6 +104,7 @@ func TestInitFarApart(t *testing.T) {
 }
 
 func TestInitRefusesToOverwrite(t *testing.T) {
+	t.Parallel()
 	for _, name := range append(slices.Clone(homeFiles), "kms/store.db", "kms/anything") {
 		t.Run(name, func(t *testing.T) {
 			h := emptyHome(t)
@@ -124,6 +126,7 @@ func TestInitRefusesToOverwrite(t *testing.T) {
 }
 
 func TestInitTwice(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	before := tree(t, h.ConfigDir())
 	if err := h.Init([]byte("new")); !errors.Is(err, ErrExists) {
@@ -143,6 +146,7 @@ func TestInitNeedsTwoFolders(t *testing.T) {
 // TestInstallTakesBack: what is in the way appears when the first files are in
 // place already.
 func TestInstallTakesBack(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"client.key", "config.yaml"} {
 		t.Run(name, func(t *testing.T) {
 			h := emptyHome(t)
@@ -166,6 +170,7 @@ func TestInstallTakesBack(t *testing.T) {
 }
 
 func TestInstallFailsBeforeItStarts(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	failed := errors.New("no store today")
 	if err := h.install(contents{"kms/ca.pem": nil}, func(Home) error { return failed }); !errors.Is(err, failed) {
@@ -175,6 +180,7 @@ func TestInstallFailsBeforeItStarts(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	ca := certificate(t, h.path("ca.pem"))
 	pool := x509.NewCertPool()
@@ -223,6 +229,7 @@ func certificate(t *testing.T, path string) *x509.Certificate {
 }
 
 func TestMissingHome(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	if h.Exists() {
 		t.Error("it exists")
@@ -240,6 +247,7 @@ func TestMissingHome(t *testing.T) {
 }
 
 func TestIsCA(t *testing.T) {
+	t.Parallel()
 	h, other := newHome(t), newHome(t)
 	for path, want := range map[string]bool{
 		h.place("config/ca.pem"): true,
@@ -256,6 +264,7 @@ func TestIsCA(t *testing.T) {
 }
 
 func TestInitDoesNotFollowALink(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	if err := os.MkdirAll(h.ConfigDir(), 0o700); err != nil {
 		t.Fatal(err)

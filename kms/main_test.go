@@ -20,6 +20,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 // These make the test binary do something to the home below a folder, so that it
@@ -41,6 +42,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	testtool.RunMoreAtOnce()
 	os.Exit(m.Run())
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/internal/metrics"
 )
 
@@ -280,7 +281,7 @@ func (h Home) serveMetrics(ctx context.Context, s *server) (wait func(), err err
 	if h.Metrics == "" {
 		return func() {}, nil
 	}
-	l, err := metrics.Listen(ctx, h.Metrics, -1)
+	l, err := listen.Local(ctx, h.Metrics, -1)
 	if err != nil {
 		return nil, err
 	}

@@ -26,9 +26,11 @@ var oasisCases = regexp.MustCompile(`^(OMOS|SASED|SKFF|SKLC|TL|TC)[-_]`)
 // TestOASIS plays the test cases of OASIS against the server. Those that
 // docs/kmip.md says not to pass must not, so that it stays true.
 func TestOASIS(t *testing.T) {
+	t.Parallel()
 	root, fails := oasisFolder(t), oasisFails(t)
 	for _, version := range []string{"v1.0", "v1.1", "v1.2", "v1.3", "v1.4"} {
 		t.Run(version, func(t *testing.T) {
+			t.Parallel()
 			for name, cases := range oasisServers(t, filepath.Join(root, version)) {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()

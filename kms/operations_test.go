@@ -15,6 +15,7 @@ import (
 )
 
 func TestLifeOfAKeyInEveryVersion(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	c := dial(t, h)
 	for _, v := range kmipwire.Versions() {
@@ -46,6 +47,7 @@ func TestLifeOfAKeyInEveryVersion(t *testing.T) {
 }
 
 func TestGetSaysWhatTheKeyIs(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	for _, bits := range []int{128, 192, 256} {
 		req := createRequest()
@@ -63,6 +65,7 @@ func TestGetSaysWhatTheKeyIs(t *testing.T) {
 }
 
 func TestGetRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.create("k")
 	c.refused(kmip14.ResultReasonItemNotFound, kmip14.OperationGet, &kmipwire.GetRequest{UniqueIdentifier: uuid.NewString()})
@@ -81,6 +84,7 @@ func TestGetRefuses(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.create("taken")
 	invalid := kmip14.ResultReasonInvalidField
@@ -140,6 +144,7 @@ func remove(r *kmipwire.CreateRequest, i int) {
 }
 
 func TestCreateActive(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	req := createRequest(attribute1(kmipwire.AttrActivationDate, time.Now().Add(-time.Minute)))
 	id := do[kmipwire.CreateResponse](c, kmip14.OperationCreate, req).UniqueIdentifier
@@ -149,6 +154,7 @@ func TestCreateActive(t *testing.T) {
 }
 
 func TestNamesStayTakenAfterDestroy(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.create("once")
 	do[kmipwire.DestroyResponse](c, kmip14.OperationDestroy, &kmipwire.DestroyRequest{UniqueIdentifier: id})
@@ -162,6 +168,7 @@ func TestNamesStayTakenAfterDestroy(t *testing.T) {
 }
 
 func TestStates(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	const compromise, superseded = kmip14.RevocationReasonCodeKeyCompromise, kmip14.RevocationReasonCodeSuperseded
 	// Each step is an operation and what comes of it; "!" says that it is refused.
@@ -207,6 +214,7 @@ func TestStates(t *testing.T) {
 }
 
 func TestGetAttributes(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	before := time.Now().Add(-time.Second)
 	id := c.create("a")
@@ -263,6 +271,7 @@ func (c *client) attributes(id string, names ...string) map[string]any {
 }
 
 func TestGetSomeAttributes(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := do[kmipwire.CreateResponse](c, kmip14.OperationCreate, createRequest(nameAttribute("a"), nameAttribute("b"))).UniqueIdentifier
 	got := c.attributes(id, kmipwire.AttrName, kmipwire.AttrDestroyDate, "x-unknown")
@@ -272,6 +281,7 @@ func TestGetSomeAttributes(t *testing.T) {
 }
 
 func TestOwnerIsTheClient(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	c := dial(t, h)
 	id := uuid.MustParse(c.create("mine"))
@@ -293,6 +303,7 @@ func TestOwnerIsTheClient(t *testing.T) {
 }
 
 func TestLocate(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	a, b := c.create("a"), c.create("b")
 	c.activate(b)
@@ -326,6 +337,7 @@ func TestLocate(t *testing.T) {
 }
 
 func TestLocatePages(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	var all []string
 	for _, n := range []string{"a", "b", "c"} {
@@ -352,6 +364,7 @@ func TestLocatePages(t *testing.T) {
 }
 
 func TestRevokeNeedsAReason(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.create("k")
 	c.refused(kmip14.ResultReasonInvalidField, kmip14.OperationRevoke, revokeRequest(id, 0))
@@ -359,6 +372,7 @@ func TestRevokeNeedsAReason(t *testing.T) {
 }
 
 func TestDiscoverVersions(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	v := func(major, minor int) kmipwire.ProtocolVersion {
 		return kmipwire.ProtocolVersion{ProtocolVersionMajor: major, ProtocolVersionMinor: minor}

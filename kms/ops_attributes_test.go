@@ -45,6 +45,7 @@ func (c *client) delete(id, name string, index int) any {
 
 // TestIndexesOfAttributes: an instance keeps its index when another goes.
 func TestIndexesOfAttributes(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	for _, name := range []string{"x-many", kmipwire.AttrObjectGroup} {
 		t.Run(name, func(t *testing.T) {
@@ -72,6 +73,7 @@ func TestIndexesOfAttributes(t *testing.T) {
 
 // TestIndexesOfNames: names are in a field of their own.
 func TestIndexesOfNames(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey(nameAttribute("a"), nameAttribute("b"), nameAttribute("c"))
 	c.delete(id, kmipwire.AttrName, 1)
@@ -92,6 +94,7 @@ func TestIndexesOfNames(t *testing.T) {
 }
 
 func TestAddAttributeRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey(attribute1(kmipwire.AttrContactInformation, "Joe"), attribute1(kmipwire.AttrActivationDate, time.Now()))
 	indexed := attribute1("x-a", "1")
@@ -122,6 +125,7 @@ func TestAddAttributeRefuses(t *testing.T) {
 }
 
 func TestModifyAttributeRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey(attribute1("x-a", "1"))
 	c.activate(id)
@@ -144,6 +148,7 @@ func TestModifyAttributeRefuses(t *testing.T) {
 }
 
 func TestDeleteAttributeRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	tests := map[string]kmip14.ResultReason{
@@ -159,6 +164,7 @@ func TestDeleteAttributeRefuses(t *testing.T) {
 
 // TestCustomAttributes: a value comes back as what it was.
 func TestCustomAttributes(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	when := time.Unix(1_700_000_000, 0).UTC()
@@ -183,6 +189,7 @@ func TestCustomAttributes(t *testing.T) {
 
 // TestAttributesOfVersions: each version tells what it defines.
 func TestAttributesOfVersions(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	since := map[string]int{

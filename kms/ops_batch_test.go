@@ -12,6 +12,7 @@ import (
 )
 
 func TestUndo(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	kept := c.create("kept")
 	in := c.message(items(
@@ -54,6 +55,7 @@ func TestUndo(t *testing.T) {
 // TestAuditTrail: what is done is told before the answer; without that there is
 // no answer.
 func TestAuditTrail(t *testing.T) {
+	t.Parallel()
 	s := openHome(t, newHome(t))
 	e := newEngine(s)
 	var log []auditEntry
@@ -100,6 +102,7 @@ func (c *client) ask(e *engine, identity string, batch []kmipwire.RequestBatchIt
 
 // TestOwners: an object is there for its client only.
 func TestOwners(t *testing.T) {
+	t.Parallel()
 	e := newEngine(openHome(t, newHome(t)))
 	c := &client{t: t, version: newest}
 	id := payloadOf[kmipwire.CreateResponse](t, c.ask(e, "me", items(kmip14.OperationCreate, createRequest(nameAttribute("n"))))[0]).UniqueIdentifier
@@ -141,6 +144,7 @@ func TestOwners(t *testing.T) {
 
 // TestAsynchronousIndicator: a client that could wait is answered at once.
 func TestAsynchronousIndicator(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	in := c.message(items(kmip14.OperationCreate, createRequest())...)
 	in.RequestHeader.AsynchronousIndicator = true

@@ -39,6 +39,7 @@ func (c *client) register(p *kmipwire.RegisterRequest) string {
 
 // TestKeyFormats: a symmetric key comes in both formats, first in its own.
 func TestKeyFormats(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	formats := []kmip14.KeyFormatType{kmip14.KeyFormatTypeRaw, kmip14.KeyFormatTypeTransparentSymmetricKey}
 	for _, registered := range formats {
@@ -61,6 +62,7 @@ func TestKeyFormats(t *testing.T) {
 }
 
 func TestRegisterRefuses(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	tests := map[string]struct {
 		want   kmip14.ResultReason
@@ -98,6 +100,7 @@ func TestRegisterRefuses(t *testing.T) {
 
 // TestSecretsAndOpaqueObjects come back as they were.
 func TestSecretsAndOpaqueObjects(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	block := kmipwire.KeyBlock{KeyFormatType: kmip14.KeyFormatTypeOpaque, KeyValue: kmipwire.KeyValue{KeyMaterial: []byte("hush")}}
 	secret := c.register(&kmipwire.RegisterRequest{ObjectType: kmip14.ObjectTypeSecretData,
@@ -146,6 +149,7 @@ func registerValue(value any) any {
 
 // TestKeyElsewhere registers a key without its bytes.
 func TestKeyElsewhere(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	b := keyBlock(kmip14.KeyFormatTypeRaw)
 	b.KeyValue = kmipwire.KeyValue{}
@@ -174,6 +178,7 @@ func TestKeyElsewhere(t *testing.T) {
 }
 
 func TestDigest(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	sum := sha256.Sum256([]byte(c.get(id)))
@@ -216,6 +221,7 @@ func TestKeysOfAlgorithms(t *testing.T) {
 
 // TestFresh: a key is fresh until it was given out.
 func TestFresh(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	group := attribute1(kmipwire.AttrObjectGroup, "g")
 	a, b := c.makeKey(group), c.makeKey(group)
@@ -235,6 +241,7 @@ func TestFresh(t *testing.T) {
 }
 
 func TestSensitiveKeys(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	c.modify(id, kmipwire.AttrExtractable, 0, false)
@@ -251,6 +258,7 @@ func TestSensitiveKeys(t *testing.T) {
 }
 
 func TestArchive(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	archive := &kmipwire.ArchiveRequest{UniqueIdentifier: id}
@@ -290,6 +298,7 @@ func TestArchive(t *testing.T) {
 }
 
 func TestTemplates(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	body := []kmipwire.Attribute{
 		attribute1(kmipwire.AttrCryptographicLength, 128), attribute1(kmipwire.AttrContactInformation, "Joe"),
@@ -317,6 +326,7 @@ func TestTemplates(t *testing.T) {
 }
 
 func TestCheckAndLease(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey()
 	long, short := 2*leaseTime, time.Second
@@ -347,6 +357,7 @@ func TestCheckAndLease(t *testing.T) {
 }
 
 func TestQuery(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	all := &kmipwire.QueryRequest{}
 	for f := kmip14.QueryFunctionQueryOperations; f <= kmip14.QueryFunctionQueryClientRegistrationMethods; f++ {

@@ -31,6 +31,7 @@ func (c *client) link(id string, t kmip14.LinkType) string {
 }
 
 func TestReKey(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	old := c.makeKey(nameAttribute("k"), attribute1("x-a", "1"), attribute1(kmipwire.AttrActivationDate, time.Now()))
 	for range 2 { // again: the link leads to the latest
@@ -56,6 +57,7 @@ func TestReKey(t *testing.T) {
 }
 
 func TestReKeyNames(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	old := c.create("a")
 	c.create("taken")
@@ -76,6 +78,7 @@ func TestReKeyNames(t *testing.T) {
 
 // TestReKeyOffset: the dates keep their distances.
 func TestReKeyOffset(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	start := time.Now().Add(-time.Hour)
 	old := c.makeKey(attribute1(kmipwire.AttrActivationDate, start), attribute1(kmipwire.AttrProtectStopDate, start.Add(2*time.Hour)),
@@ -128,6 +131,7 @@ func TestDatesChangeStates(t *testing.T) {
 
 // TestTimedStates: dates act on everything that a client sees.
 func TestTimedStates(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	id := c.makeKey(attribute1(kmipwire.AttrActivationDate, time.Now().Add(time.Hour)))
 	if c.state(id) != kmip14.StatePreActive {
@@ -148,6 +152,7 @@ func TestTimedStates(t *testing.T) {
 }
 
 func TestLocateByDates(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	day := func(n int) time.Time { return time.Unix(1_700_000_000+int64(n)*86400, 0) }
 	var ids []string

@@ -31,6 +31,7 @@ type ovhPeer struct {
 // TestOVHClient runs every operation that the client of ovh/kmip-go has, in
 // every version that it speaks.
 func TestOVHClient(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	address, _ := serve(t, h)
 	for _, v := range ovhVersions {

@@ -54,6 +54,7 @@ func damage(t *testing.T, s *store, id string) {
 // TestLocateOpensNothingOfOthers: were a record of another client opened, it
 // would be found to be damaged.
 func TestLocateOpensNothingOfOthers(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t) // whose store is not whole in the end
 	if err := h.Init([]byte("# test\n")); err != nil {
 		t.Fatal(err)
@@ -78,6 +79,7 @@ func TestLocateOpensNothingOfOthers(t *testing.T) {
 // TestLocateInABatch: what a batch has made is found in it and, unless it is
 // undone, after it.
 func TestLocateInABatch(t *testing.T) {
+	t.Parallel()
 	c := &client{t: t, version: newest}
 	s := ownersServer(t, newHome(t))
 	kept := c.makeFor(s.engine, "me")
@@ -115,6 +117,7 @@ func TestLocateInABatch(t *testing.T) {
 // TestOwnersTogether: clients that make keys and locate them at once see all that
 // they have been told of.
 func TestOwnersTogether(t *testing.T) {
+	t.Parallel()
 	s := ownersServer(t, newHome(t))
 	var wg sync.WaitGroup
 	for i := range 4 {

@@ -23,6 +23,7 @@ type condition struct {
 // operation gives in which case. Cases that are about one operation alone, such
 // as the values of attributes, have tests of their own beside this one.
 func TestResultReasons(t *testing.T) {
+	t.Parallel()
 	c := dial(t, newHome(t))
 	for _, test := range c.conditions() {
 		t.Run(test.operation.String()+" "+test.what, func(t *testing.T) {

@@ -81,6 +81,7 @@ func TestRefusedMessagesAreLogged(t *testing.T) {
 // TestRefusedConnectionsAreLogged: who has no access, and who does not even know
 // how to ask for it; but not who only looks whether somebody listens.
 func TestRefusedConnectionsAreLogged(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	gone := addClient(t, h, "gone", false)
 	if err := h.RevokeClient(t.Context(), "gone"); err != nil {
@@ -115,6 +116,7 @@ func TestRefusedConnectionsAreLogged(t *testing.T) {
 // TestFloodOfRefusals: what a flood writes is bounded, and how large it was is
 // told. One kind does not hide the other.
 func TestFloodOfRefusals(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := startServer(t, h)
 	for range 10 * maxRefusals {
@@ -141,6 +143,7 @@ func TestFloodOfRefusals(t *testing.T) {
 
 // TestUnloggedRefusals: a client that cannot be refused in the log is refused.
 func TestUnloggedRefusals(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := startServer(t, h)
 	_ = s.audit.Close()
@@ -156,6 +159,7 @@ func TestUnloggedRefusals(t *testing.T) {
 
 // TestAdministratorsNeedNoCertificates: the server's are asked for by clients.
 func TestAdministratorsNeedNoCertificates(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	addClient(t, h, "a", false)
 	for _, name := range []string{"server.pem", "server.key"} {

@@ -46,6 +46,7 @@ func wantNoNext(t *testing.T, h Home) {
 }
 
 func TestRotateRoot(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	old := readBytes(t, h.path(storeFile))
 	oldKey := readBytes(t, h.path(rootKeyFile))
@@ -72,6 +73,7 @@ func TestRotateRoot(t *testing.T) {
 // TestRotateWhileServing: clients go on, and a backup that is made meanwhile is
 // whole.
 func TestRotateWhileServing(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	serve(t, h)
 	stop := make(chan struct{})
@@ -201,6 +203,7 @@ func put(t *testing.T, path string, data []byte) {
 // TestBrokenNextRootKey: as long as root.key opens the store, the other does not
 // matter.
 func TestBrokenNextRootKey(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	put(t, h.path(nextRootKeyFile), []byte("torn"))
 	wantKeys(t, h, keys)
@@ -210,6 +213,7 @@ func TestBrokenNextRootKey(t *testing.T) {
 // TestRootKeyThatCannotBeRenamed: the one that is in effect is never replaced
 // before it is safe in its place.
 func TestRootKeyThatCannotBeRenamed(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	s, err := h.open(forWriting, storeWait)
 	if err != nil {
@@ -325,6 +329,7 @@ func TestForgedSealedRootKey(t *testing.T) {
 // TestBackupHoldsTheBareRootKey: it must open where the passphrase is not known,
 // made while the key manager serves or not.
 func TestBackupHoldsTheBareRootKey(t *testing.T) {
+	t.Parallel()
 	h, keys := rotationHome(t, "open sesame")
 	idle := backup(t, h)
 	serve(t, h)
@@ -349,6 +354,7 @@ func TestBackupHoldsTheBareRootKey(t *testing.T) {
 
 // TestInterruptedInit: what a crash may leave once there is a key manager.
 func TestInterruptedInit(t *testing.T) {
+	t.Parallel()
 	for published := range 5 {
 		h := emptyHome(t)
 		if err := h.Init([]byte("first")); err != nil {
@@ -379,6 +385,7 @@ func TestInterruptedInit(t *testing.T) {
 
 // TestInterruptedInitKeepsWhatIsThere: a file that is not ours is not replaced.
 func TestInterruptedInitKeepsWhatIsThere(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	if err := os.Mkdir(h.path(unpublishedFolder), 0o700); err != nil {
 		t.Fatal(err)

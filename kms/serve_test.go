@@ -22,6 +22,7 @@ import (
 )
 
 func TestDialFindsTheServer(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	keys := fill(t, h, "before")
 	address, stop := serve(t, h)
@@ -53,6 +54,7 @@ func TestServeOnlyOnce(t *testing.T) {
 }
 
 func TestServeOnAPortInUse(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +67,7 @@ func TestServeOnAPortInUse(t *testing.T) {
 }
 
 func TestStaleSocket(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	folder, path, err := h.socketPath()
 	if err != nil {
@@ -100,6 +103,7 @@ func TestHomeWithALongPath(t *testing.T) {
 // TestManyAtOnce: commands take turns at the store, and a server that starts
 // and stops among them changes nothing for them.
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	var wg sync.WaitGroup
 	const workers, keys = 8, 3
@@ -205,6 +209,7 @@ func TestSilentClientLosesTheStore(t *testing.T) {
 
 // TestShutdownAnswersWhatArrived: a request in progress is answered.
 func TestShutdownAnswersWhatArrived(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	_, stop := serve(t, h)
 	var created []string
@@ -240,6 +245,7 @@ func TestShutdownAnswersWhatArrived(t *testing.T) {
 
 // TestHostileBytes: nothing that is sent to the port ends the server.
 func TestHostileBytes(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	address, _ := serve(t, h)
 	noise := make([]byte, 100_000)
@@ -265,6 +271,7 @@ func TestHostileBytes(t *testing.T) {
 
 // TestMalformedIsAnsweredAndClosed: KMIP says how to refuse what is not KMIP.
 func TestMalformedIsAnsweredAndClosed(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	serve(t, h)
 	for what, data := range map[string]string{
@@ -293,6 +300,7 @@ func TestMalformedIsAnsweredAndClosed(t *testing.T) {
 }
 
 func TestTLSIsMutualAndModern(t *testing.T) {
+	t.Parallel()
 	h, other := newHome(t), newHome(t)
 	serve(t, h)
 	for what, change := range map[string]func(*tls.Config){
@@ -356,6 +364,7 @@ func newTestServer(t *testing.T, h Home) *server {
 }
 
 func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -375,6 +384,7 @@ func TestAcceptErrorsDoNotEndTheServer(t *testing.T) {
 }
 
 func TestPanicEndsOnlyItsConnection(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	local, remote, err := socketPair()
 	if err != nil {

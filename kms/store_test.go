@@ -56,12 +56,14 @@ func wantKeys(t *testing.T, h Home, keys map[string]string) {
 }
 
 func TestKeysSurviveReopening(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	wantKeys(t, h, keys)
 	wantKeys(t, h, keys)
 }
 
 func TestStoreHoldsNothingInTheClear(t *testing.T) {
+	t.Parallel()
 	h, keys := filledHome(t)
 	data, err := os.ReadFile(h.path(storeFile))
 	if err != nil {
@@ -80,6 +82,7 @@ func TestStoreHoldsNothingInTheClear(t *testing.T) {
 }
 
 func TestDestroyDeletesTheKey(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	c := dial(t, h)
 	id := c.create("k")
@@ -176,6 +179,7 @@ func TestRootKeyFile(t *testing.T) {
 }
 
 func TestRootKeyOthersCanRead(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	if err := os.Chmod(h.path(rootKeyFile), 0o640); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ func newPlayer(t *testing.T, h Home) *player {
 // TestVCenter plays what VMware's vCenter sends to a key manager: probes, a key
 // for a virtual machine, and the way back to it. It speaks KMIP 1.1 only.
 func TestVCenter(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	address, _ := serve(t, h)
 	for range 3 { // it looks whether somebody listens
@@ -38,6 +39,7 @@ func TestVCenter(t *testing.T) {
 // TestVCenterProbes sends on two connections by turns, as vCenter does to see
 // whether a key manager is well.
 func TestVCenterProbes(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	serve(t, h)
 	messages, err := readXML("testdata/vcenter.xml")
@@ -58,6 +60,7 @@ func TestVCenterProbes(t *testing.T) {
 // the server can do, which object has its custom attributes, the object, and
 // its attributes, by the ID placeholder.
 func TestLocateBatch(t *testing.T) {
+	t.Parallel()
 	for _, v := range kmipwire.Versions() {
 		t.Run(v.String(), func(t *testing.T) {
 			h := newHome(t)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,6 +23,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 )
 
 // Config is what an agent needs to know.
@@ -31,10 +31,10 @@ type Config struct {
 	Release    string   // the program's version
 	Socket     string   // the path to listen at; disk servers have theirs in vms beside it
 	State      string   // the folder of the audit log and of the status page's token
-	HTTP       string   // where the status page is: page.CheckAddress; "" for none
+	HTTP       string   // where the status page is, as listen.CheckLocal takes it; "" for none
 	Datastores []string // absolute paths: nothing outside of them is opened
 	Groups     Groups
-	Metrics    string           // where they are scraped, as metrics.Listen takes it; "" for nowhere
+	Metrics    string           // where they are scraped, as listen.CheckLocal takes it; "" for nowhere
 	SocketUser diskserver.User  // the user that QEMU runs as
 	Host       *agent.Host      // with Keys and Turns
 	Aliases    []Alias          // of the key managers, as the configuration has them
@@ -124,9 +124,9 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 func (d *daemon) checkPaths() error {
 	longest := filepath.Join(d.directoryOf(""), "nvme15:15.sock")
 	for _, path := range []string{d.Socket, longest} {
-		if len(path) > agent.MaxSocketPath {
+		if len(path) > listen.MaxPath {
 			return fmt.Errorf("the socket %s would have a path of %d bytes, and it may have %d: configure a shorter path for that of the agent",
-				path, len(path), agent.MaxSocketPath)
+				path, len(path), listen.MaxPath)
 		}
 	}
 	return nil
@@ -173,19 +173,7 @@ func (d *daemon) makeFolders() error {
 // listen makes the agent's socket, in place of that of an agent that is no more. All
 // users may connect, to be told in words what they may not do.
 func (d *daemon) listen() (net.Listener, error) {
-	info, err := os.Lstat(d.Socket)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case info.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s: %w, and is no socket", d.Socket, fs.ErrExist)
-	default:
-		if err := os.Remove(d.Socket); err != nil {
-			return nil, err
-		}
-	}
-	l, err := new(net.ListenConfig).Listen(d.ctx, "unix", d.Socket)
+	l, err := listen.Private(d.ctx, d.Socket)
 	if err != nil {
 		return nil, err
 	}

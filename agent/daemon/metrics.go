@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/internal/metrics"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
@@ -160,7 +161,7 @@ func (d *daemon) serveMetrics() error {
 	if d.access.view != noGroup {
 		group = int(d.access.view)
 	}
-	l, err := metrics.Listen(d.ctx, d.Metrics, group)
+	l, err := listen.Local(d.ctx, d.Metrics, group)
 	if err != nil {
 		return err
 	}

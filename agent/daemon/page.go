@@ -3,12 +3,11 @@ package daemon
 import (
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 
-	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/page"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 )
 
 // openPage has a status page served, if there is to be one. That it can't be is no reason
@@ -22,7 +21,7 @@ func (d *daemon) openPage() {
 		slog.Error("there is no status page", "error", err)
 		return
 	}
-	l, err := d.listenPage()
+	l, err := listen.Local(d.ctx, d.HTTP, d.viewGroup())
 	if err != nil {
 		slog.Error("there is no status page", "error", err)
 		return
@@ -64,20 +63,4 @@ func (d *daemon) viewGroup() int {
 		return -1
 	}
 	return int(d.access.view)
-}
-
-func (d *daemon) listenPage() (net.Listener, error) {
-	if !d.onSocket() {
-		return new(net.ListenConfig).Listen(d.ctx, "tcp", d.HTTP)
-	}
-	l, err := agent.ListenPrivate(d.ctx, d.HTTP)
-	if err != nil {
-		return nil, err
-	}
-	if group := d.viewGroup(); group >= 0 {
-		if err := errors.Join(os.Chown(d.HTTP, -1, group), os.Chmod(d.HTTP, 0o660)); err != nil { //nolint:gosec // the group is to connect
-			return nil, errors.Join(err, l.Close())
-		}
-	}
-	return l, nil
 }

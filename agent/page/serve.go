@@ -3,29 +3,14 @@ package page
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
 )
-
-// CheckAddress refuses what is neither a loopback address with a port nor an absolute path
-// of a unix socket: without TLS, the page is not for the network.
-func CheckAddress(address string) error {
-	if filepath.IsAbs(address) {
-		return nil
-	}
-	if a, err := netip.ParseAddrPort(address); err != nil || !a.Addr().Unmap().IsLoopback() {
-		return fmt.Errorf("%q is neither a loopback address with a port, such as 127.0.0.1:9180, nor the absolute path of a socket", address)
-	}
-	return nil
-}
 
 // Limits of what clients send, of how long they take, and of how many there are.
 const (

@@ -19,8 +19,8 @@ import (
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/daemon"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
-	"github.com/vmcrypt/vmcrypt/agent/page"
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
 
@@ -94,7 +94,7 @@ func (e *environment) daemon() (daemon.Config, error) {
 // statusPage is where there is to be one, if anywhere.
 func (e *environment) statusPage(c *cli.Context) (string, error) {
 	if c.IsSet("http") {
-		if err := page.CheckAddress(c.String("http")); err != nil {
+		if err := listen.CheckLocal(c.String("http")); err != nil {
 			return "", usageError{fmt.Errorf("--http: %w", err)}
 		}
 		return c.String("http"), nil
@@ -103,7 +103,7 @@ func (e *environment) statusPage(c *cli.Context) (string, error) {
 	if address == "" {
 		return "", nil
 	}
-	if err := page.CheckAddress(address); err != nil {
+	if err := listen.CheckLocal(address); err != nil {
 		return "", fmt.Errorf("%s: agent: http: %w", e.paths.File, err)
 	}
 	return address, nil

@@ -60,6 +60,7 @@ func nobodyIn(t *testing.T, groups ...string) *syscall.Credential {
 
 // TestAgentAccess: groups decide who may do what.
 func TestAgentAccess(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root can be other users")
 	}
@@ -106,6 +107,7 @@ func TestAgentAccess(t *testing.T) {
 
 // TestOperatorNeedsNoConfiguration: root's agent is found without one.
 func TestOperatorNeedsNoConfiguration(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	cmd := h.command(t.Context(), "list")
 	cmd.Env = []string{actAsVMCrypt + "=1", "HOME=" + t.TempDir(), "XDG_RUNTIME_DIR=" + t.TempDir()}
@@ -121,6 +123,7 @@ func TestOperatorNeedsNoConfiguration(t *testing.T) {
 
 // TestAgentAPI has any HTTP client talk to the agent.
 func TestAgentAPI(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	curl := testtool.Need(t, "curl")
@@ -154,6 +157,7 @@ func TestAgentAPI(t *testing.T) {
 
 // TestAgentBadRequests: whatever is sent, the answer says what is wrong with it.
 func TestAgentBadRequests(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	h.vm("web01", "scsi0:0")
 	for _, c := range []struct {
@@ -190,6 +194,7 @@ func TestAgentBadRequests(t *testing.T) {
 
 // TestHostileClients: who sends too much or nothing at all, or no HTTP, is cut off.
 func TestHostileClients(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	send := func(text string, more bool) (answer string) {
 		t.Helper()
@@ -302,6 +307,7 @@ func beMany(t *testing.T, socket string) {
 
 // TestOneAgent: a second one leaves the first alone, and takes the place of a dead one.
 func TestOneAgent(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	h.fails(exitFailure, []string{"an agent is running already", h.socket(), "vmcrypt list"}, "agent")
 	h.list()
@@ -333,6 +339,7 @@ func TestOneAgent(t *testing.T) {
 
 // TestAgentConfiguration: what is wrong with it is said before anything is done.
 func TestAgentConfiguration(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	path := filepath.Join(h.home.dir, "config.yaml")
 	good := read(t, path)

@@ -20,6 +20,7 @@ import (
 
 // TestAuditTells: who did what to which VM when, and by which KEK.
 func TestAuditTells(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0", "scsi0:1")
 	vm := h.unlock(target, "--read-only")
@@ -110,6 +111,7 @@ func (a *auditCalls) supervised(t *testing.T) {
 // TestAuditComesFirst: keys are handed over when it is on disk by whom, and not if that
 // can't be written.
 func TestAuditComesFirst(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	calls := &auditCalls{h: h}
 	calls.supervised(t)

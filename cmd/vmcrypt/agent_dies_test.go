@@ -91,6 +91,7 @@ func guest(t *testing.T, uri string) (stop func()) {
 
 // TestAgentStops: who stops the agent stops no VM.
 func TestAgentStops(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	h.vm("a", "scsi0:0")
 	h.vm("bb", "scsi0:0", "scsi0:1")
@@ -364,6 +365,7 @@ func TestDiskServerOutOfReach(t *testing.T) {
 
 // TestForgottenDiskServer: lock ends what nobody knows of any more.
 func TestForgottenDiskServer(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root sees where a disk server works")
 	}
@@ -413,6 +415,7 @@ func (h *host) lastEntry() auditEntry {
 // TestNoteIsLost: an agent that ended before it wrote one, or a note that is damaged,
 // leaves nothing behind that the next one does not know.
 func TestNoteIsLost(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	vm := h.unlock(target, "--read-only")
@@ -434,6 +437,7 @@ func TestNoteIsLost(t *testing.T) {
 
 // TestReboot: after one, nothing is unlocked that nobody asked for.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	vm := h.unlock(target)

@@ -22,6 +22,7 @@ func directoryOf(vm api.VM) string {
 // TestHostileDirectory: QEMU's user owns the directory of the sockets, and keeps nobody
 // from locking the VM, or from starting its disk server again.
 func TestHostileDirectory(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	vm := h.unlock(target)
@@ -90,6 +91,7 @@ func (h *host) onlyAside(want int) {
 // TestEndsNoOtherProcess: a program of the agent's user that looks at the lock is not
 // taken for the disk server.
 func TestEndsNoOtherProcess(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root sees what a disk server has open")
 	}

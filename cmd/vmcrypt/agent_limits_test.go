@@ -55,6 +55,7 @@ func isBrief(t *testing.T, vm api.VM) {
 // TestListDeepFolders: whoever nests folders does not keep the agent from VMs beside
 // them, and the log tells that there is more.
 func TestListDeepFolders(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	nest(t, h.at("abyss"), 2000)
@@ -93,6 +94,7 @@ func nest(t *testing.T, path string, depth int) {
 // TestAgentLogIsBrief: clients can't fill the log, and those without rights write
 // nothing into it.
 func TestAgentLogIsBrief(t *testing.T) {
+	t.Parallel()
 	h := startHost(t, groupsConfig)
 	written := func(do func()) string {
 		t.Helper()

@@ -120,7 +120,7 @@ func checkGroup(t *testing.T, path string, mode fs.FileMode) {
 func TestStatusPageIsLocal(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	if r := h.run("agent", "--http", "0.0.0.0:9180"); r.code != exitUsage || !strings.Contains(r.stderr, "loopback") {
+	if r := h.run("agent", "--http", "0.0.0.0:9180"); r.code != exitUsage || !strings.Contains(r.stderr, "other hosts") {
 		t.Errorf("exit code %d, %s", r.code, r.stderr)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -25,6 +25,7 @@ import (
 // TestUnlockAmidConversion: while one runs the disk is in use, and once it was killed it
 // has to be finished.
 func TestUnlockAmidConversion(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	plain, disk := filepath.Join(t.TempDir(), "plain"), h.at("disk.img")
 	holedImage(t, plain, 8<<20)
@@ -59,6 +60,7 @@ func TestUnlockAmidConversion(t *testing.T) {
 // TestUnlockHonoursQEMU: what another QEMU has open, on this host or another, is not
 // unlocked; and what is unlocked, no other QEMU opens.
 func TestUnlockHonoursQEMU(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	disk := h.image("disk.img")
 	leave := openInQEMU(t, disk)
@@ -125,6 +127,7 @@ func TestLockIsGivenUp(t *testing.T) {
 
 // TestLockOfNoVM: who locks by a wrong path must not think that the VM is locked.
 func TestLockOfNoVM(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	h.unlock(target)
@@ -175,6 +178,7 @@ func connected(t *testing.T, uri string) (stop func()) {
 // TestUnlockWithoutKey: the exit code tells a key manager that is down from a key that
 // is gone.
 func TestUnlockWithoutKey(t *testing.T) {
+	t.Parallel()
 	h, kms := startHostWithKMS(t)
 	target := h.vm("web01", "scsi0:0")
 	kms.down()
@@ -196,6 +200,7 @@ func TestUnlockWithoutKey(t *testing.T) {
 
 // TestUnlockStaysInDatastores: neither a path nor a link leads the agent out of them.
 func TestUnlockStaysInDatastores(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	outside := filepath.Join(h.dir, "outside")
@@ -260,6 +265,7 @@ func TestUnlockStaysInDatastores(t *testing.T) {
 
 // TestUnlockOddFiles: what is no file is not opened, and keeps nobody waiting.
 func TestUnlockOddFiles(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0")
 	odd := map[string]func(path string) error{

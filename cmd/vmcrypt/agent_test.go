@@ -283,12 +283,14 @@ func (h *host) nothingLeft() {
 // isFree checks that nobody has a disk locked.
 func (h *host) isFree(path string) {
 	h.t.Helper()
-	f, err := image.Open(path, image.FormatOf(path), image.ReadWrite)
-	if err != nil {
-		h.t.Error(err)
-		return
-	}
-	f.Close()
+	withoutForks(func() {
+		f, err := image.Open(path, image.FormatOf(path), image.ReadWrite)
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		f.Close()
+	})
 }
 
 // image encrypts a small image of the datastore.
@@ -344,6 +346,7 @@ func (h *host) edit(path, pattern, replacement string) {
 
 // TestAgent is the life of a VM at the agent, from power-on to power-off.
 func TestAgent(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0", "nvme0:1")
 	before := h.list()
@@ -384,6 +387,7 @@ func TestAgent(t *testing.T) {
 
 // TestListJSON: programs rely on the names.
 func TestListJSON(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	h.vm("web01", "scsi0:0")
 	const locked = `{"vms":[{"name":"web01","uuid":"56 4d 0b a1 05 22 33 44-55 66 77 88 99 aa bb cc","descriptor":"DS/web01/web01.vmx",` +
@@ -411,6 +415,7 @@ func TestListJSON(t *testing.T) {
 
 // TestListForPeople: the text has what there is to know, and drives no terminal.
 func TestListForPeople(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	if out := h.ok("list"); strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "VM ") {
 		t.Errorf("without VMs:\n%s", out)
@@ -479,6 +484,7 @@ func TestAgentFinds(t *testing.T) {
 
 // TestAgentKindsOfDisks: read-only, VMDK, plain disks beside encrypted ones.
 func TestAgentKindsOfDisks(t *testing.T) {
+	t.Parallel()
 	h := startHost(t)
 	t.Run("read-only", func(t *testing.T) {
 		h := &host{home: &home{t, h.home.dir}, dir: h.dir}
@@ -587,7 +593,7 @@ type auditEntry struct {
 	Time                             time.Time
 	UID, PID                         int
 	Action, Result, VM, UUID, Reason string
-	Descriptor                       string
+	Descriptor, Owner                string
 	ReadOnly                         bool
 	Keys                             []struct{ Node, DiskUUID, Alias, KEKID string }
 }

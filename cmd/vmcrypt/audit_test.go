@@ -32,6 +32,7 @@ func agentLog(t *testing.T, dir string, n int) {
 // TestAgentAudit: the log is found, or named, and a change of it is told as that
 // of the key manager's is. It needs no configuration.
 func TestAgentAudit(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	own, other := filepath.Join(h.dir, "agent"), filepath.Join(t.TempDir(), "archive")
 	agentLog(t, own, 3)
@@ -53,6 +54,7 @@ func TestAgentAudit(t *testing.T) {
 }
 
 func TestAgentAuditIsThere(t *testing.T) {
+	t.Parallel()
 	h, dir := emptyHome(t), t.TempDir()
 	h.fails(exitFailure, []string{"no audit log in " + filepath.Join(h.dir, "agent")}, "audit", "verify")
 	h.fails(exitFailure, []string{"no audit log in " + dir}, "audit", "verify", dir)

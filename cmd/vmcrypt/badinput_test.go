@@ -20,6 +20,7 @@ import (
 // TestBadTargets: a clear error that names the file, the right exit code, and
 // nothing new in the folder.
 func TestBadTargets(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -80,6 +81,7 @@ func TestBadTargets(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, args := range [][]string{
 		{"frobnicate"}, {"kms", "frobnicate"}, {"encrypt"}, {"status"}, {"status", "a", "b"}, {"cat", "x"},
@@ -96,6 +98,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestExistingOutputIsKept(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -130,6 +133,7 @@ func TestNoPermission(t *testing.T) {
 }
 
 func TestNoSpaceLeft(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a small file system")
 	}
@@ -191,6 +195,7 @@ func openInQEMU(t *testing.T, path string) (leave func()) {
 }
 
 func TestDiskInUse(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -203,6 +208,7 @@ func TestDiskInUse(t *testing.T) {
 
 // TestInterrupted ends an encryption half-way, as Ctrl-C does.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	testHalfWay(t, func(cmd *exec.Cmd, out io.ReadCloser) {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Error(err)
@@ -213,6 +219,7 @@ func TestInterrupted(t *testing.T) {
 
 // TestNobodyReads closes the pipe that an encryption writes its progress to.
 func TestNobodyReads(t *testing.T) {
+	t.Parallel()
 	testHalfWay(t, func(_ *exec.Cmd, out io.ReadCloser) { out.Close() })
 }
 
@@ -252,6 +259,7 @@ func testHalfWay(t *testing.T, disturb func(*exec.Cmd, io.ReadCloser)) {
 
 // TestKeyManagersThatAreNone: nothing at the address, or something else.
 func TestKeyManagersThatAreNone(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -313,6 +321,7 @@ func (h *home) configure(alias, address, cert, key, ca string) {
 }
 
 func TestBadConfiguration(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(h.dir, "config.yaml")
 	good := string(read(t, path))

@@ -30,6 +30,7 @@ func benchJSON(t *testing.T, h *home, args ...string) benchReport {
 }
 
 func TestBenchNeedsNoHome(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	report := benchJSON(t, h)
 	fastest, err := blockcrypt.Fastest()
@@ -45,6 +46,7 @@ func TestBenchNeedsNoHome(t *testing.T) {
 }
 
 func TestBenchMeasuresEveryEngine(t *testing.T) {
+	t.Parallel()
 	want := map[string]bool{}
 	for _, e := range blockcrypt.Engines() {
 		for _, op := range []string{"encrypt", "decrypt"} {
@@ -70,6 +72,7 @@ func TestBenchMeasuresEveryEngine(t *testing.T) {
 
 // Programs read these names.
 func TestBenchFieldNames(t *testing.T) {
+	t.Parallel()
 	data, err := json.Marshal(benchReport{Results: []benchSpeed{{}}})
 	if err != nil {
 		t.Fatal(err)
@@ -82,6 +85,7 @@ func TestBenchFieldNames(t *testing.T) {
 }
 
 func TestBenchObeysTheConfiguration(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	file := filepath.Join(h.dir, "config.yaml")
 	if report := benchJSON(t, h); !strings.Contains(report.Reason, "fastest") {
@@ -101,6 +105,7 @@ func TestBenchObeysTheConfiguration(t *testing.T) {
 }
 
 func TestBenchInFIPSMode(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	cmd := h.command(t.Context(), "bench", "--json", "--time", "1ms")
 	cmd.Env = append(cmd.Env, "GODEBUG=fips140=on")
@@ -117,6 +122,7 @@ func TestBenchInFIPSMode(t *testing.T) {
 }
 
 func TestBenchForPeople(t *testing.T) {
+	t.Parallel()
 	text := emptyHome(t).ok("bench", "--time", "1ms")
 	for _, e := range blockcrypt.Engines() {
 		why := e.Missing()
@@ -130,6 +136,7 @@ func TestBenchForPeople(t *testing.T) {
 }
 
 func TestBenchUsage(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{"--no-such"}, {"disk.img"}, {"--time", "0"}, {"--time", "-1s"}, {"--time", "long"}} {
 		emptyHome(t).fails(exitUsage, nil, append([]string{"bench"}, args...)...)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -45,8 +44,8 @@ func (h *host) decryptedDisk(descriptor, disk string) string {
 // bootTime is far more than a guest takes.
 const bootTime = 3 * time.Minute
 
-// machine is a virtual machine that QEMU emulates. The test talks to it over its
-// serial port.
+// machine is a virtual machine that QEMU emulates, or another program that runs for a
+// while. The test talks to it over its serial port.
 type machine struct {
 	t       *testing.T
 	cmd     *exec.Cmd
@@ -57,13 +56,17 @@ type machine struct {
 	serial bytes.Buffer
 }
 
-// boot starts a machine, which has as long as bootTime.
+// boot starts a machine.
 func boot(t *testing.T, args ...string) *machine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), bootTime)
-	m := &machine{t: t, ended: make(chan error, 1)}
-	m.cmd = exec.CommandContext(ctx, testtool.Need(t, "qemu-system-x86_64"), append([]string{
-		"-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"}, args...)...)
+	return start(t, exec.Command(testtool.Need(t, "qemu-system-x86_64"), append([]string{
+		"-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"}, args...)...))
+}
+
+// start starts a machine by a command, which has as long as bootTime.
+func start(t *testing.T, cmd *exec.Cmd) *machine {
+	t.Helper()
+	m := &machine{t: t, cmd: cmd, ended: make(chan error, 1)}
 	m.cmd.Stdout, m.cmd.Stderr = m, m
 	var err error
 	if m.console, err = m.cmd.StdinPipe(); err != nil {
@@ -72,13 +75,15 @@ func boot(t *testing.T, args ...string) *machine {
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	timer := time.AfterFunc(bootTime, func() { m.cmd.Process.Kill() })
 	ended := make(chan struct{})
 	go func() {
 		m.ended <- m.cmd.Wait()
 		close(ended)
 	}()
 	t.Cleanup(func() {
-		cancel()
+		timer.Stop()
+		_ = m.cmd.Process.Kill() // it may have ended
 		<-ended
 		if t.Failed() {
 			t.Logf("the machine's serial port:\n%s", m.said())
@@ -123,6 +128,7 @@ func (m *machine) off() string {
 
 // TestSampleDiskBoots has QEMU boot a disk that is encrypted, and write to it.
 func TestSampleDiskBoots(t *testing.T) {
+	t.Parallel()
 	testtool.Need(t, "qemu-system-x86_64")
 	h := startHost(t)
 	plain := filepath.Join(t.TempDir(), "boot.img")
@@ -144,6 +150,9 @@ func TestSampleDiskBoots(t *testing.T) {
 		t.Error("what it wrote stands in the disk's file")
 	}
 }
+
+// guestCommandLine is that of the guest's kernel.
+const guestCommandLine = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests random.trust_cpu=on"
 
 // What the Linux guest does with its disk. It waits once, so that the test can look.
 const guestInit = `#!/busybox sh
@@ -173,17 +182,18 @@ const goneBytes = 20_480_000
 // files are there afterwards, its file system is sound, and what it trimmed takes no
 // more space.
 func TestGuestOnEncryptedDisk(t *testing.T) {
+	t.Parallel()
 	testtool.Long(t)
 	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "e2fsck", "dumpe2fs", "cpio"} {
 		testtool.Need(t, tool)
 	}
-	kernel, initrd := linuxGuest(t)
+	kernel, initrd := linuxGuest(t, guestInit)
 	h := startHost(t)
 	plain := filepath.Join(t.TempDir(), "disk.img")
 	execute(t, exec.Command(testtool.Need(t, "mke2fs"), "-q", "-t", "ext4", "-b", "4096", plain, "96M"))
 	descriptor, encrypted := h.guestVM(plain)
 	m := boot(t, "-m", "256", "-kernel", kernel, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests random.trust_cpu=on",
+		"-append", guestCommandLine,
 		"-drive", "format=raw,if=virtio,discard=unmap,file="+h.unlock(descriptor).Disks[0].URI)
 	m.await("files are written")
 	amid := dataIn(t, encrypted)
@@ -201,12 +211,13 @@ func TestGuestOnEncryptedDisk(t *testing.T) {
 	checkFreeBlocks(t, h.decryptedDisk(descriptor, encrypted), encrypted)
 }
 
-// linuxGuest gives a kernel and the file system with which the guest begins.
-func linuxGuest(t *testing.T) (kernel, initrd string) {
+// linuxGuest gives a kernel and the file system with which the guest begins, and what it
+// does.
+func linuxGuest(t *testing.T, does string) (kernel, initrd string) {
 	t.Helper()
 	guest := guestFolder(t)
 	root := t.TempDir()
-	for _, folder := range []string{"dev", "disk", "modules"} {
+	for _, folder := range []string{"dev", "disk", "modules", "sys"} {
 		if err := os.Mkdir(filepath.Join(root, folder), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +225,7 @@ func linuxGuest(t *testing.T) (kernel, initrd string) {
 	if err := os.CopyFS(filepath.Join(root, "modules"), os.DirFS(filepath.Join(guest, "modules"))); err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{"busybox": read(t, filepath.Join(guest, "busybox")), "init": []byte(guestInit)} {
+	for name, content := range map[string][]byte{"busybox": read(t, filepath.Join(guest, "busybox")), "init": []byte(does)} {
 		if err := os.WriteFile(filepath.Join(root, name), content, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -286,8 +297,7 @@ func dataIn(t *testing.T, path string) int64 {
 func checkFreeBlocks(t *testing.T, decrypted, encrypted string) {
 	t.Helper()
 	execute(t, exec.Command(testtool.Need(t, "e2fsck"), "-fn", decrypted))
-	f, extents := openMapped(t, encrypted)
-	defer f.Close()
+	extents := extentsOf(t, encrypted)
 	total := int64(0)
 	for _, free := range freeRanges(t, decrypted) {
 		total += free.Length

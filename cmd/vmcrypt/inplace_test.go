@@ -106,17 +106,16 @@ func (h *home) isEncrypted(target, node, plain string) {
 	if d.Record == nil || d.Record.State != vmx.StateEncrypted {
 		h.t.Fatalf("disk %s of %s is not encrypted", node, target)
 	}
-	got, err := image.Open(d.Path, d.Format, image.ReadOnly)
+	got, err := image.Inspect(d.Path, d.Format)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	defer got.Close()
 	want := filepath.Join(h.t.TempDir(), "want")
 	h.encryptCopy(want, plain, d.Record)
-	if sum(h.t, got.DataPath()) != sum(h.t, want) {
+	if sum(h.t, got.DataPath) != sum(h.t, want) {
 		h.t.Fatalf("disk %s of %s is not what encrypt --output makes", node, target)
 	}
-	if a, b := holes(h.t, got.DataPath()), holes(h.t, want); a != b {
+	if a, b := holes(h.t, got.DataPath), holes(h.t, want); a != b {
 		h.t.Errorf("disk %s of %s has %d bytes of holes, want %d", node, target, a, b)
 	}
 }
@@ -140,19 +139,21 @@ func copyFile(t *testing.T, to, from string) {
 
 func transformed(t *testing.T, to, from string, by image.Transform) {
 	t.Helper()
-	src, err := image.Open(from, image.Raw, image.ReadOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	dst, err := image.Create(to, src.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dst.Close()
-	if err := image.Copy(t.Context(), dst, src, by, nil); err != nil {
-		t.Fatal(err)
-	}
+	withoutForks(func() {
+		src, err := image.Open(from, image.Raw, image.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		dst, err := image.Create(to, src.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dst.Close()
+		if err := image.Copy(t.Context(), dst, src, by, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // state is what status says of the only disk of a target.
@@ -170,6 +171,7 @@ func state(t *testing.T, target string) agent.DiskStatus {
 }
 
 func TestInPlace(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, test := range []struct {
 		size  int64
@@ -215,6 +217,7 @@ func (h *home) throughAll(size int64, flags ...string) {
 
 // TestInPlaceVM converts all disks of a VM, raw and VMDK, with one new key.
 func TestInPlaceVM(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -368,6 +371,7 @@ func (h *home) interrupted(want string, args ...string) {
 // TestInPlaceInterrupted: the same command goes on, no other does, and --abort
 // goes back.
 func TestInPlaceInterrupted(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	plain, disk := filepath.Join(dir, "plain"), filepath.Join(dir, "disk.img")
@@ -413,6 +417,7 @@ func TestInPlaceInterrupted(t *testing.T) {
 
 // TestInPlaceInterruptedVM: of several disks each is in a state of its own.
 func TestInPlaceInterruptedVM(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks)
 	for _, name := range []string{"a.img", "b.img", "c.img"} {
@@ -447,6 +452,7 @@ func TestInPlaceInterruptedVM(t *testing.T) {
 
 // TestInPlaceJournal: it is private, and that of an encryption holds no plaintext.
 func TestInPlaceJournal(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	holedImage(t, disk, 2<<20)
@@ -474,6 +480,7 @@ func TestInPlaceJournal(t *testing.T) {
 
 // TestInPlaceProgress: what was done before counts, whichever way it goes.
 func TestInPlaceProgress(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	const size = 2 << 20
 	disk := filepath.Join(t.TempDir(), "disk.img")
@@ -494,6 +501,7 @@ func TestInPlaceProgress(t *testing.T) {
 
 // TestInPlaceIgnoredFlags: a flag that comes too late is not ignored in silence.
 func TestInPlaceIgnoredFlags(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	holedImage(t, disk, 2<<20)
@@ -529,6 +537,7 @@ func TestInPlaceIgnoredFlags(t *testing.T) {
 // TestInPlaceHints: the commands of a hint find the disk as the one that was
 // interrupted did, and say which way each of them goes.
 func TestInPlaceHints(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.vmdk")
 	holedImage(t, disk, 2<<20)
@@ -577,6 +586,7 @@ func progressOf(t *testing.T, lines string) (first, last progressLine) {
 
 // TestInPlaceNobodyReads: it stops, and not in silence.
 func TestInPlaceNobodyReads(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	holedImage(t, disk, 2<<20)
@@ -590,6 +600,7 @@ func TestInPlaceNobodyReads(t *testing.T) {
 // TestInPlaceEditedMeanwhile: what people write into the descriptor during a
 // conversion stays there, unless it is the disk's record.
 func TestInPlaceEditedMeanwhile(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"a.img\"\n")
 	holedImage(t, at("plain"), 2<<20)
@@ -617,6 +628,7 @@ func TestInPlaceEditedMeanwhile(t *testing.T) {
 // TestInPlaceTampered: whatever does not fit ends the command before it has
 // written anything.
 func TestInPlaceTampered(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	disk := filepath.Join(dir, "disk.img")
@@ -677,6 +689,7 @@ func TestInPlaceTampered(t *testing.T) {
 // tell of the conversion. Nothing is written then. It runs in this process, since
 // there are so many.
 func TestInPlaceFlippedBits(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	disk, plain := filepath.Join(dir, "disk.img"), filepath.Join(dir, "plain")
@@ -725,10 +738,14 @@ func bitsToFlip(key string) []int {
 
 // rekeyHere rekeys an image in this process, and gives the exit code.
 func (h *home) rekeyHere(path string) int {
-	target, err := agent.Open(path, "")
-	if err == nil {
-		_, err = h.environment().host().Rekey(h.t.Context(), target, agent.RekeyOptions{})
-	}
+	e := h.environment()
+	var err error
+	withoutForks(func() {
+		var target *agent.Target
+		if target, err = agent.Open(path, ""); err == nil {
+			_, err = e.host().Rekey(h.t.Context(), target, agent.RekeyOptions{})
+		}
+	})
 	if err == nil {
 		return exitDone
 	}
@@ -738,6 +755,7 @@ func (h *home) rekeyHere(path string) int {
 // TestInPlaceOldDescriptor: a descriptor from before the conversion does not make
 // it begin anew, not even where the disk can't be marked.
 func TestInPlaceOldDescriptor(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	holedImage(t, disk, 4<<20)
@@ -754,6 +772,7 @@ func TestInPlaceOldDescriptor(t *testing.T) {
 // TestInPlaceOtherName: a disk that is converted by the descriptor of its VM, and
 // then named itself. Nobody is led to remove what makes it readable.
 func TestInPlaceOtherName(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"a.img\"\n")
 	holedImage(t, at("vm/a.img"), 2<<20)
@@ -773,6 +792,7 @@ func TestInPlaceOtherName(t *testing.T) {
 // TestInPlaceStatus: what it says of a rekey's keys, and of a journal that does not
 // tell how far it is.
 func TestInPlaceStatus(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	holedImage(t, disk, 2<<20)
@@ -807,6 +827,7 @@ func TestInPlaceStatus(t *testing.T) {
 
 // TestInPlaceRefused: what can't be converted in place is left as it is.
 func TestInPlaceRefused(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	target := at("vm/vm.vmx")
@@ -845,6 +866,7 @@ func TestInPlaceRefused(t *testing.T) {
 
 // TestInPlaceLongExtent: what lies behind the end of the disk would stay plain.
 func TestInPlaceLongExtent(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	disk := flatVMDK(t, dir, "w")
@@ -863,6 +885,7 @@ func TestInPlaceLongExtent(t *testing.T) {
 
 // TestInPlaceLockOwner: root leaves no lock that keeps the disk's owner out.
 func TestInPlaceLockOwner(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files away")
 	}
@@ -973,6 +996,7 @@ func mountSmall(t *testing.T, kind, dir string) {
 // TestInPlaceNoSpace: where there is no room for the journal, or none to fill
 // holes, the conversion stops so that it can go on.
 func TestInPlaceNoSpace(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, kind := range []string{"tmpfs", "ext4"} {
 		t.Run(kind, func(t *testing.T) { (&home{t, h.dir}).noSpaceOn(kind) })

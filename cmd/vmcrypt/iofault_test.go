@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -135,14 +134,14 @@ func (f *faulty) prepare(dir string) {
 		}
 	}
 	holedImage(f.t, f.plain, 448<<10)
-	withoutForks(func() { copyFile(f.t, f.disk, f.plain) })
+	copyFile(f.t, f.disk, f.plain)
 	if f.command != "encrypt" {
 		f.ok("encrypt", f.disk)
 	}
 	if f.begun {
 		f.beKilled()
 	}
-	withoutForks(func() { copyFolder(f.t, f.begin, f.folder()) })
+	copyFolder(f.t, f.begin, f.folder())
 }
 
 // beKilled leaves the disk amid the conversion, with records of two steps.
@@ -293,31 +292,21 @@ func (f *faulty) fail(c fileCall, wrong fault) verdict {
 // try has the command meet a fault, and ends what it leaves.
 func (f *faulty) try(at callSite, wrong fault) {
 	f.t.Helper()
-	withoutForks(func() { copyFolder(f.t, f.folder(), f.begin) })
+	copyFolder(f.t, f.folder(), f.begin)
 	code, said := f.run(at, wrong)
-	var err error
-	withoutForks(func() {
-		if err = f.check(code, said); err == nil {
-			err = f.finish(code)
-		}
-		if code == exitDone && wrong != short && mustSay(at.call) {
-			err = errors.New("it says nothing of that")
-		}
-		if err == nil {
-			err = f.checkNames(wrong == killed || wrong == dead)
-		}
-	})
+	err := f.check(code, said)
+	if err == nil {
+		err = f.finish(code)
+	}
+	if code == exitDone && wrong != short && mustSay(at.call) {
+		err = errors.New("it says nothing of that")
+	}
+	if err == nil {
+		err = f.checkNames(wrong == killed || wrong == dead)
+	}
 	if err != nil {
 		f.t.Errorf("%s of %s, time %d: %s: exit code %d: %s\n%v", at.call, at.file, at.nth, wrong, code, said, err)
 	}
-}
-
-// withoutForks does what opens disks in this process. Another one that is forked
-// meanwhile would keep their locks, until it executes its program.
-func withoutForks(do func()) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	do()
 }
 
 // check compares what a run says with what it did.
@@ -390,7 +379,7 @@ func (f *faulty) finish(code int) error {
 		abort, back = !abort, true
 	}
 	if now == f.amid || code != exitDone && !f.changed() {
-		err = f.convertHere(abort)
+		withoutForks(func() { err = f.convertHere(abort) })
 	}
 	if now, _ = f.state(); err == nil && now != f.end(abort) {
 		return fmt.Errorf("run again with --abort=%t, the disk is %s", abort, now)

@@ -10,6 +10,7 @@ import (
 // TestInPlaceOneBadJournal: no disk of a VM is gone on with if the journal of
 // another does not fit.
 func TestInPlaceOneBadJournal(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"a.img\"\nscsi0:1.fileName = \"b.img\"\n")
 	holedImage(t, at("vm/a.img"), 2<<20)

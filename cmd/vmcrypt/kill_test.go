@@ -33,6 +33,7 @@ func killRounds(t *testing.T) int {
 // come to its end, and then compares every byte. A kill counts if the disk was
 // amid the conversion.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	k := newKiller(t)
 	left, ended := killRounds(t), 0
 	for begun := time.Now(); left > 0; ended++ {

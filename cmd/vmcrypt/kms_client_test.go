@@ -33,6 +33,7 @@ func (h *home) otherHost(address, name, certs string) *home {
 }
 
 func TestClientCommands(t *testing.T) {
+	t.Parallel()
 	h, dir := newHome(t), t.TempDir()
 	added := parseJSON[clientReport](t, h.ok("kms", "client", "add", "host2", "--out", dir, "--json"))
 	if added.Name != "host2" || added.Serial == "" || added.Certificate != filepath.Join(dir, "host2.pem") {
@@ -60,6 +61,7 @@ func TestClientCommands(t *testing.T) {
 // TestClientsHaveTheirOwnKeys: another host's client can use the key manager,
 // but not a disk of this host, and nothing once it is revoked.
 func TestClientsHaveTheirOwnKeys(t *testing.T) {
+	t.Parallel()
 	h, dir := newHome(t), t.TempDir()
 	h.ok("kms", "client", "add", "host2", "--out", dir)
 	other := h.otherHost(h.serveKMS(), "host2", dir)
@@ -75,6 +77,7 @@ func TestClientsHaveTheirOwnKeys(t *testing.T) {
 }
 
 func TestAuditCommand(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	if out := h.ok("kms", "audit", "verify"); !strings.Contains(out, "empty") {
 		t.Errorf("%s", out)

@@ -24,6 +24,7 @@ import (
 )
 
 func TestInitOverwritesNothing(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, path := range []string{"config.yaml", "client.key", "kms/root.key", "kms/store.db", "kms/ca.key"} {
 		if info, err := os.Stat(filepath.Join(h.dir, path)); err != nil || info.Mode().Perm() != 0o600 {
@@ -39,6 +40,7 @@ func TestInitOverwritesNothing(t *testing.T) {
 
 // TestConfigurationElsewhere: --config may name any file.
 func TestConfigurationElsewhere(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -83,6 +85,7 @@ func (h *home) serveKMS(args ...string) string {
 }
 
 func TestServedAndUnserved(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -122,6 +125,7 @@ func TestManyCommandsAtOnce(t *testing.T) {
 }
 
 func TestOneKEKForTwoRuns(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -138,6 +142,7 @@ func TestOneKEKForTwoRuns(t *testing.T) {
 }
 
 func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -179,6 +184,7 @@ func (h *home) kmsStatus() kmsReport {
 }
 
 func TestKMSStatus(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	s := h.kmsStatus()
 	if len(s.Aliases) != 1 || s.Aliases[0].Alias != "local" || len(s.Aliases[0].Servers) != 1 {
@@ -190,6 +196,7 @@ func TestKMSStatus(t *testing.T) {
 }
 
 func TestWrongKEK(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -204,6 +211,7 @@ func TestWrongKEK(t *testing.T) {
 }
 
 func TestDestroyedKEK(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -265,6 +273,7 @@ func (h *home) kmipConn() *kmipwire.Conn {
 }
 
 func TestLostKeyManager(t *testing.T) {
+	t.Parallel()
 	h, other := newHome(t), newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -280,6 +289,7 @@ func TestLostKeyManager(t *testing.T) {
 }
 
 func TestDamagedCA(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")
 	smallImage(t, path)
@@ -290,6 +300,7 @@ func TestDamagedCA(t *testing.T) {
 }
 
 func TestPyKMIPInPlaceOfOurs(t *testing.T) {
+	t.Parallel()
 	server := pykmip.Start(t)
 	h := newHome(t)
 	path := filepath.Join(t.TempDir(), "disk.img")

@@ -13,8 +13,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 // The test binary is vmcrypt itself where this variable is set, so that tests run
@@ -25,7 +28,17 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsVMCrypt) == "1" {
 		main()
 	}
+	testtool.RunMoreAtOnce()
 	os.Exit(m.Run())
+}
+
+// withoutForks does what opens disks in this process, where other tests run beside it.
+// A process that is forked meanwhile would keep the disks' locks until it executes its
+// program. It must not be nested.
+func withoutForks(do func()) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	do()
 }
 
 // home is a place with a configuration and a key manager of its own.

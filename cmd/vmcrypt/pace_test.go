@@ -11,6 +11,7 @@ import (
 // TestPace: what an earlier run did makes no rate, and what was long ago doesn't
 // either.
 func TestPace(t *testing.T) {
+	t.Parallel()
 	p, begun := &pace{}, time.Now()
 	for _, step := range []struct {
 		at   time.Duration
@@ -37,6 +38,7 @@ func TestPace(t *testing.T) {
 }
 
 func TestPaceInJSON(t *testing.T) {
+	t.Parallel()
 	since := sample{at: time.Now().Add(-4 * time.Second)}
 	out := &bytes.Buffer{}
 	p := &progress{lines: out, pace: pace{older: since, newer: since}}

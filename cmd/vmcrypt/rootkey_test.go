@@ -37,6 +37,7 @@ func (h *home) thereAndBack(name string) {
 }
 
 func TestBareRootKeyIsWarnedOf(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	if r := h.run("init"); r.code != exitDone || strings.Count(r.stderr, "root key") != 1 || strings.Count(r.stderr, "\n") != 1 {
 		t.Errorf("exit code %d, %q", r.code, r.stderr)
@@ -45,6 +46,7 @@ func TestBareRootKeyIsWarnedOf(t *testing.T) {
 }
 
 func TestRootKeyUnderAPassphrase(t *testing.T) {
+	t.Parallel()
 	h := emptyHome(t)
 	pass := passphraseFile(t, rootPassphraseFile, "open sesame")
 	if r := h.run(with(pass, "init", "--root-key", "passphrase")...); r.code != exitDone || strings.Contains(r.stderr, "bare") {

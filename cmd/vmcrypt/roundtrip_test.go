@@ -23,6 +23,7 @@ var grubImages = []string{
 }
 
 func TestSampleImagesComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	if err := testimages.Generate(filepath.Join(dir, "samples"), 1); err != nil {
@@ -38,6 +39,7 @@ func TestSampleImagesComeBack(t *testing.T) {
 }
 
 func TestSectorsOf4096ComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "gpt.img")
@@ -57,6 +59,7 @@ func TestSectorsOf4096ComeBack(t *testing.T) {
 }
 
 func TestRealImagesComeBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for _, path := range grubImages {
 		testtool.NeedFile(t, path, "grub-rescue-pc")
@@ -76,6 +79,7 @@ func wholeSectors(t *testing.T, path string) string {
 }
 
 func TestLargeFilesystemComesBack(t *testing.T) {
+	t.Parallel()
 	testtool.Long(t)
 	path := filepath.Join(t.TempDir(), "share.img")
 	execute(t, exec.Command(testtool.Need(t, "mke2fs"), "-q", "-t", "ext4", "-d", "/usr/share", path, "2G"))
@@ -165,28 +169,33 @@ func (s *blockSet) find(b []byte) int {
 	return -1
 }
 
-// openMapped opens a file, which the caller closes, and maps its data and holes.
-func openMapped(t *testing.T, path string) (*image.File, []image.Extent) {
+// extentsOf maps the data and holes of a file.
+func extentsOf(t *testing.T, path string) (extents []image.Extent) {
 	t.Helper()
-	f, err := image.Open(path, image.Raw, image.ReadOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
-	extents, err := f.Extents(0, f.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f, extents
+	withoutForks(func() {
+		f, err := image.Open(path, image.Raw, image.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if extents, err = f.Extents(0, f.Size()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return extents
 }
 
 // eachPiece hands over the parts of a file that hold data, in pieces of up to
 // 1 MiB.
 func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
 	t.Helper()
-	f, extents := openMapped(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer f.Close()
 	buf := make([]byte, 1<<20)
-	for _, e := range extents {
+	for _, e := range extentsOf(t, path) {
 		for at, end := e.Offset, e.Offset+e.Length; at < end && !e.Hole; {
 			b := buf[:min(int64(len(buf)), end-at)]
 			if _, err := f.ReadAt(b, at); err != nil {
@@ -199,6 +208,7 @@ func eachPiece(t *testing.T, path string, use func(offset int64, b []byte)) {
 }
 
 func TestThinDiskStaysThin(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -220,9 +230,7 @@ func TestThinDiskStaysThin(t *testing.T) {
 
 func holes(t *testing.T, path string) (n int64) {
 	t.Helper()
-	f, extents := openMapped(t, path)
-	defer f.Close()
-	for _, e := range extents {
+	for _, e := range extentsOf(t, path) {
 		if e.Hole {
 			n += e.Length
 		}
@@ -231,6 +239,7 @@ func holes(t *testing.T, path string) (n int64) {
 }
 
 func TestVMComesBack(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -267,6 +276,7 @@ func sums(t *testing.T, dir string) string {
 }
 
 func TestOneDiskOfAVM(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -291,6 +301,7 @@ func TestOneDiskOfAVM(t *testing.T) {
 }
 
 func TestDiskFromAnotherFolder(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -312,6 +323,7 @@ func TestDiskFromAnotherFolder(t *testing.T) {
 }
 
 func TestBareVMDK(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/nbd"
 )
 
@@ -60,9 +61,9 @@ func socketPath(c *cli.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(path) > agent.MaxSocketPath {
+	if len(path) > listen.MaxPath {
 		return "", usageError{fmt.Errorf("the path of the socket, %s, has %d bytes, and may have %d: choose a shorter one",
-			path, len(path), agent.MaxSocketPath)}
+			path, len(path), listen.MaxPath)}
 	}
 	return path, nil
 }

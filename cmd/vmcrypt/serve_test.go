@@ -143,6 +143,7 @@ func qemuIO(t *testing.T, uri string, commands ...string) (output string, ok boo
 // TestServe has QEMU change a disk. What it wrote is on the disk, and in the disk's
 // file only encrypted.
 func TestServe(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	for name, flags := range map[string][]string{"512": nil, "4096": {"--sector-size", "4096", "--holes", "fill"}} {
 		t.Run(name, func(t *testing.T) {
@@ -193,6 +194,7 @@ func checkContent(t *testing.T, h *home, encrypted string, want []byte) {
 
 // TestServeReadOnly: nobody changes the disk, and several may read it.
 func TestServeReadOnly(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	plain, encrypted := h.encryptedImage()
 	before := sum(t, encrypted)
@@ -225,6 +227,7 @@ func TestServeReadOnly(t *testing.T) {
 
 // TestServeOddNames: the URI leads to whatever socket there is.
 func TestServeOddNames(t *testing.T) {
+	t.Parallel()
 	nbdinfo := testtool.Need(t, "nbdinfo")
 	h := newHome(t)
 	_, encrypted := h.encryptedImage()
@@ -261,6 +264,7 @@ func TestServeRelativeSocket(t *testing.T) {
 
 // TestServeForPeople: the URI is in the text, too.
 func TestServeForPeople(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	_, encrypted := h.encryptedImage()
 	socket := socketIn(t, "s")
@@ -284,6 +288,7 @@ func TestServeForPeople(t *testing.T) {
 
 // TestServeUsage: what can't be meant is refused before anything is done.
 func TestServeUsage(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	h.ok("encrypt", at("vm/vm.vmx"), "--output", at("enc"))
@@ -337,6 +342,7 @@ func TestServeRefuses(t *testing.T) {
 // TestServeNotInPlaceOf: what is at the socket's path stays, unless it is a socket
 // that a dead server left.
 func TestServeNotInPlaceOf(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	_, encrypted := h.encryptedImage()
 	_, second := h.encryptedImage()
@@ -382,6 +388,7 @@ func TestServeNotInPlaceOf(t *testing.T) {
 
 // TestServeFlushFails: who ends it hears that what was written may be lost.
 func TestServeFlushFails(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	_, encrypted := h.encryptedImage()
 	cmd := h.command(t.Context(), "serve", encrypted, "--socket", socketIn(t, "s"))

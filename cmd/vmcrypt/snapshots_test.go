@@ -32,6 +32,7 @@ RW 128 FLAT "%s" 0
 // TestInPlaceSnapshots: a disk that snapshots lie on is not converted under them,
 // though a conversion that was begun goes on.
 func TestInPlaceSnapshots(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -13,6 +13,7 @@ import (
 // TestUnfinishedConversion: a disk that is half of one kind and half of the other
 // is taken for neither, not even to come along with another disk.
 func TestUnfinishedConversion(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -33,6 +33,7 @@ scsi0:2.fileName = "c.img"
 // TestUnchosenDisksAreChecked: what comes along as it is must be what the
 // descriptor says, or the copy would make a swap look right.
 func TestUnchosenDisksAreChecked(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	h.ok("encrypt", at("vm/vm.vmx"), "--output", at("enc"))
@@ -67,6 +68,7 @@ func swapFiles(t *testing.T, a, b string) {
 // TestAbsentDisks: a disk that is not present is neither left plain nor left out
 // unnoticed.
 func TestAbsentDisks(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks+"scsi0:1.present = \"FALSE\"\n", "a.img", "b.img", "c.img")
 	unchanged(t, at("."), func() {
@@ -85,6 +87,7 @@ func TestAbsentDisks(t *testing.T) {
 // TestHiddenEncryptedDisk: who writes the descriptor can't make an encrypted disk
 // go unnoticed.
 func TestHiddenEncryptedDisk(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	h.ok("encrypt", at("vm/vm.vmx"), "--output", at("enc"))
@@ -100,6 +103,7 @@ func TestHiddenEncryptedDisk(t *testing.T) {
 }
 
 func TestCompanions(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks+`nvram = "sub/fw.nvram"
 sata0:0.fileName = "cd.iso"
@@ -131,6 +135,7 @@ floppy0.fileName = "/etc/passwd"
 
 // TestUnchosenDisksOfTheHost: a descriptor can't have files of the host copied.
 func TestUnchosenDisksOfTheHost(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	if err := os.Rename(at("vm/c.img"), at("host-file")); err != nil {
@@ -148,6 +153,7 @@ func TestUnchosenDisksOfTheHost(t *testing.T) {
 // TestFoldersThatAreLinks: a link in the way to a file leads out of the VM's
 // folder too.
 func TestFoldersThatAreLinks(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"a.img\"\nscsi0:1.fileName = \"sub/root.key\"\n", "a.img")
 	if err := os.Symlink(filepath.Join(h.dir, "kms"), at("vm/sub")); err != nil {
@@ -160,6 +166,7 @@ func TestFoldersThatAreLinks(t *testing.T) {
 
 // TestCompanionInTheWay: no file of the VM is lost to another of the same name.
 func TestCompanionInTheWay(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img", "vm.nvram")
 	if err := os.Rename(at("vm/c.img"), at("vm.nvram")); err != nil {
@@ -172,6 +179,7 @@ func TestCompanionInTheWay(t *testing.T) {
 // TestNamesDriveNoTerminal: a descriptor's names can neither colour nor forge
 // what the administrator reads.
 func TestNamesDriveNoTerminal(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"no|1B[31m|0Avmcrypt: all is well.img\"\n")
 	r := h.run("status", at("vm/vm.vmx"))
@@ -181,6 +189,7 @@ func TestNamesDriveNoTerminal(t *testing.T) {
 }
 
 func TestFullStandardOutput(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
@@ -196,12 +205,14 @@ func TestFullStandardOutput(t *testing.T) {
 }
 
 func TestSuspendedVM(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks+"checkpoint.vmState = \"vm.vmss\"\n", "a.img", "b.img", "c.img")
 	h.fails(exitFailure, []string{"suspended", "vm.vmss"}, "encrypt", at("vm/vm.vmx"), "--output", at("enc"))
 }
 
 func TestOneFileForTwoDisks(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, "scsi0:0.fileName = \"a.img\"\nscsi0:1.fileName = \"./a.img\"\n", "a.img")
 	h.fails(exitFailure, []string{"a.img", "scsi0:0", "scsi0:1"}, "encrypt", at("vm/vm.vmx"), "--output", at("enc"))
@@ -210,6 +221,7 @@ func TestOneFileForTwoDisks(t *testing.T) {
 // TestPlaintextIsPrivate: what anyone may read encrypted, only its owner may read
 // decrypted.
 func TestPlaintextIsPrivate(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	for _, name := range []string{"a.img", "b.img", "c.img", "vm.vmx"} {
@@ -232,6 +244,7 @@ func TestPlaintextIsPrivate(t *testing.T) {
 }
 
 func TestOutputNames(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	unchanged(t, at("vm"), func() {
@@ -242,6 +255,7 @@ func TestOutputNames(t *testing.T) {
 
 // TestFlagWithoutValue: the flag must not swallow what is not its value.
 func TestFlagWithoutValue(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks, "a.img", "b.img", "c.img")
 	for _, flag := range []string{"--output", "-o", "--disk", "--kms", "--kek", "--sector-size", "--holes", "--format", "--config"} {

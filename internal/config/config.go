@@ -18,7 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/vmcrypt/vmcrypt/internal/metrics"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
@@ -206,7 +206,7 @@ func checkMetrics(section, address string) *keyError {
 	if address == "" {
 		return nil
 	}
-	if err := metrics.CheckAddress(address); err != nil {
+	if err := listen.CheckLocal(address); err != nil {
 		return wrong(fmt.Sprintf("%q: %v", address, err), section, "metrics")
 	}
 	return nil

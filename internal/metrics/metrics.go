@@ -3,7 +3,7 @@
 //
 //	registry := metrics.NewRegistry("1.0")
 //	registry.MustRegister(...)
-//	l, err := metrics.Listen(ctx, "/run/vmcrypt/metrics.sock", gid)
+//	l, err := listen.Local(ctx, "/run/vmcrypt/metrics.sock", gid)
 //	go metrics.Serve(ctx, l, registry)
 package metrics
 
@@ -11,41 +11,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sys/unix"
 )
-
-// CheckAddress refuses what is neither an absolute path nor HOST:PORT of an address that
-// only this host reaches: metrics tell which VMs there are, and nobody is asked who he is.
-func CheckAddress(address string) error {
-	if filepath.IsAbs(address) {
-		return nil
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errors.New("neither an absolute path of a unix socket nor HOST:PORT")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q is no port", port)
-	}
-	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
-		return errors.New("it may be reached from other hosts: name a unix socket, or 127.0.0.1, [::1] or localhost")
-	}
-	return nil
-}
 
 // NewRegistry makes a registry whose only metric tells which release it is.
 func NewRegistry(release string) *prometheus.Registry {
@@ -57,49 +32,6 @@ func NewRegistry(release string) *prometheus.Registry {
 	info.Set(1)
 	registry.MustRegister(info)
 	return registry
-}
-
-// Listen listens at an address that CheckAddress takes. A unix socket takes the place of
-// one that is left from before; its group, unless that is -1, may connect to it.
-func Listen(ctx context.Context, address string, group int) (net.Listener, error) {
-	if !filepath.IsAbs(address) {
-		return new(net.ListenConfig).Listen(ctx, "tcp", address)
-	}
-	if err := makeWay(address); err != nil {
-		return nil, err
-	}
-	defer unix.Umask(unix.Umask(0o177)) // until the socket is given away
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", address)
-	if err != nil {
-		return nil, err
-	}
-	if err := give(address, group); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-func makeWay(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s: %w, and is no socket", path, fs.ErrExist)
-	}
-	return os.Remove(path)
-}
-
-func give(path string, group int) error {
-	if group < 0 {
-		return nil
-	}
-	if err := os.Lchown(path, -1, group); err != nil {
-		return err
-	}
-	return os.Chmod(path, 0o660) //nolint:gosec // as the group may connect
 }
 
 // Limits of scrapes.

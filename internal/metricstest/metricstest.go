@@ -20,7 +20,7 @@ import (
 // `up{job="x"}`.
 type Samples map[string]float64
 
-// Scrape gets what is served at an address as metrics.Listen takes it, as text and in
+// Scrape gets what is served at an address as listen.CheckLocal takes it, as text and in
 // parts. It fails the test if that can't be had.
 func Scrape(t testing.TB, address string) (text string, samples Samples) {
 	t.Helper()

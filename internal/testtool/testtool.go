@@ -10,11 +10,13 @@ package testtool
 
 import (
 	_ "embed"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -58,6 +60,18 @@ func Long(t testing.TB) {
 	t.Helper()
 	if os.Getenv("VMCRYPT_TEST_LONG") != "1" {
 		t.Skipf("a long test: set VMCRYPT_TEST_LONG=1 to run it")
+	}
+}
+
+// RunMoreAtOnce is for the TestMain of a package most of whose tests wait for other
+// processes, or for the disk: of those with t.Parallel, twice as many run at a time as
+// there are processors, unless the flags say how many.
+func RunMoreAtOnce() {
+	flag.Parse()
+	told := false
+	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" || f.Name == "test.cpu" })
+	if !told {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))) // it is a number
 	}
 }
 

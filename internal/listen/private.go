@@ -1,4 +1,4 @@
-package agent
+package listen
 
 import (
 	"context"
@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxSocketPath is how many bytes the path of a unix socket may have: unix(7).
-const MaxSocketPath = 107
+// MaxPath is how many bytes the path of a unix socket may have: unix(7).
+const MaxPath = 107
 
-// ListenPrivate listens on a unix socket that only processes of its owner can connect
+// Private listens on a unix socket that only processes of its owner can connect
 // to. The socket of a server that is no more is replaced; anything else in its place
 // is an fs.ErrExist.
-func ListenPrivate(ctx context.Context, path string) (net.Listener, error) {
+func Private(ctx context.Context, path string) (net.Listener, error) {
 	folder, err := claimFolder(ctx, filepath.Dir(path))
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package agent
+package listen
 
 import (
 	"errors"
@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestListenPrivate: the umask does not matter to who can connect.
-func TestListenPrivate(t *testing.T) {
+// TestPrivate: the umask does not matter to who can connect.
+func TestPrivate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	defer unix.Umask(unix.Umask(0))
-	l, err := ListenPrivate(t.Context(), path)
+	l, err := Private(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestListenOneOfMany(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() {
-				l, err := ListenPrivate(t.Context(), path)
+				l, err := Private(t.Context(), path)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
