@@ -68,15 +68,13 @@ configuration() {
 }
 
 documents() {
-    local folder
     put 644 README.md CHANGELOG.md packaging/debian/copyright /usr/share/doc/vmcrypt
     put 644 docs/*.md /usr/share/doc/vmcrypt/docs
     put 644 internal/config/template.yaml /usr/share/doc/vmcrypt/examples
     sed -i 's/@ADDRESS@/127.0.0.1:5696/; s|@DATASTORES@|# datastores: [/var/lib/libvirt/images]|' "$doc/examples/template.yaml"
     mv "$doc/examples/template.yaml" "$doc/examples/config.yaml"
-    for folder in packaging/examples packaging/prometheus; do
-        [ ! -d "$folder" ] || cp -R "$folder" "$doc/examples/"
-    done
+    cp -R packaging/examples/. "$doc/examples/"
+    put 644 packaging/prometheus/rules.yml packaging/prometheus/dashboard.json /usr/share/doc/vmcrypt/examples/prometheus
     licenses >"$stage/licenses"
     put_compressed "$stage/licenses" /usr/share/doc/vmcrypt third-party-licenses.gz
     changelog >"$stage/changelog"
