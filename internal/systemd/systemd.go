@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -76,6 +77,24 @@ type Scope struct {
 
 // scopeTime is how long systemd has to start a scope, or to tell of them.
 const scopeTime = 5 * time.Second
+
+// IsService tells whether systemd started this process and wants to know how it is.
+func IsService() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
+
+// Installed tells whether systemd runs and knows all of these units.
+func Installed(units ...string) bool {
+	return util.IsRunningSystemd() && !slices.ContainsFunc(units, func(unit string) bool { return !known(unit) })
+}
+
+// unitFolders are where packages and administrators put units: systemd.unit(5).
+var unitFolders = []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+func known(unit string) bool {
+	return slices.ContainsFunc(unitFolders, func(folder string) bool {
+		_, err := os.Stat(filepath.Join(folder, unit))
+		return err == nil
+	})
+}
 
 // CanScope tells whether this process may start scopes: as root, where systemd runs.
 func CanScope() bool { return os.Geteuid() == 0 && util.IsRunningSystemd() }
