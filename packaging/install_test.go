@@ -48,7 +48,7 @@ func bareDebian(t *testing.T) string {
 	t.Helper()
 	program := testtool.Need(t, "mmdebstrap")
 	root := filepath.Join(t.TempDir(), "root")
-	run(t, program, "--variant=minbase", "--include=systemd,systemd-sysv,dbus,fio", "bookworm", root)
+	run(t, program, "--variant=minbase", "--include=systemd,systemd-sysv,dbus,fio,man-db", "bookworm", root)
 	return root
 }
 

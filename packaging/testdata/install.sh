@@ -59,7 +59,8 @@ install /old.deb
 getent group vmcrypt-view vmcrypt-operate vmcrypt-admin
 getent passwd vmcrypt-kms
 vmcrypt --version
-zcat /usr/share/man/man1/vmcrypt-encrypt.1.gz | grep -q '^\.SH SYNOPSIS'
+man vmcrypt-encrypt | grep -q '^SYNOPSIS'
+man 5 vmcrypt-config | grep -q datastores
 
 if ! unshare --user true; then
     step "in a chroot there are no user namespaces: without PrivateUsers"
