@@ -1,6 +1,7 @@
 # vmcrypt: virtual machine disk encryption for KVM hosts.
 #
 #   make build   build bin/vmcrypt, one static binary
+#   make deb rpm     dist/vmcrypt_VERSION_ARCH.deb and .rpm (GOARCH=arm64 for that): docs/install.md
 #   make demo    encrypt a real disk image, look inside it, get it back: with proof
 #   make test    the whole suite, long tests and race detector included (about 20 min)
 #   make crash   crashes of conversions in place: a million states, faults, seeded mistakes
@@ -26,13 +27,20 @@ FUZZTIME := 2m
 # Packages with goroutines of their own, or that hand memory to the kernel.
 RACE := ./agent/... ./blockcrypt ./image ./internal/audit ./internal/kmipwire ./internal/measure ./internal/secret ./kek ./kms ./nbd
 
-.PHONY: help build demo test crash crash-full lint generate fuzz bench bench-nbd
+.PHONY: help build deb rpm demo test crash crash-full lint generate fuzz bench bench-nbd
 
 help:
 	@sed -n '/^[^#]/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 build:
 	go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/vmcrypt ./cmd/vmcrypt
+
+deb rpm: bin/nfpm
+	scripts/package.sh $@
+
+# The tools run here, whatever the packages are for.
+bin/nfpm: tools/nfpm/go.mod tools/nfpm/go.sum
+	GOARCH= go -C tools/nfpm build -buildvcs=false -o ../../$@ github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 demo:
 	scripts/setup.sh ca-certificates qemu-utils grub-rescue-pc

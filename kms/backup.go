@@ -294,7 +294,7 @@ func (h Home) record(m manifest) error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(h.path(lastBackupFile), append(text, '\n'), 0o600)
+	return durable.WriteForOwner(h.path(lastBackupFile), append(text, '\n'), 0o600)
 }
 
 // lastBackup reads what record wrote, or nil.

@@ -168,6 +168,12 @@ func (h Home) status(ctx context.Context) (*status, error) {
 	return st, h.fetch(ctx, "/status", st)
 }
 
+// Alive fails if no server runs on this home, or if it does not answer within 5 s.
+func (h Home) Alive(ctx context.Context) error {
+	_, err := h.status(ctx)
+	return err
+}
+
 // fetch gets an answer from the server that runs on this home.
 func (h Home) fetch(ctx context.Context, path string, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)

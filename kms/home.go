@@ -36,7 +36,8 @@ var (
 
 // Home is where a key manager lives. Dir may lie in Config's folder, but not be
 // it.
-// All folders made are accessible to their owner only (0700, files 0600).
+// All folders made are accessible to their owner only (0700, files 0600). Dir may belong
+// to a user that the server runs as: what root makes in it later is that user's, too.
 type Home struct {
 	// Config is the configuration file. Beside it lies what the client needs:
 	// client.pem, client.key, ca.pem.

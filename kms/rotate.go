@@ -84,7 +84,7 @@ func (h Home) writeNext(k *keeper, root *secret.Buffer) error {
 		return err
 	}
 	defer secret.Wipe(text)
-	return durable.WriteFile(h.path(nextRootKeyFile), text, 0o600)
+	return durable.WriteForOwner(h.path(nextRootKeyFile), text, 0o600)
 }
 
 // settleRootKey ends a rotation, which may have been interrupted: the root key

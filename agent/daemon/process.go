@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -121,63 +121,56 @@ func statusOfServer(ctx context.Context, directory string) (*diskserver.Status, 
 
 // silent finds the process of a directory that can't be asked: QEMU's user may have
 // removed its control socket. The error is os.ErrNotExist where there is none.
-func silent(directory string) (*process, error) {
+func silent(ctx context.Context, directory string) (*process, error) {
 	lock, err := diskserver.HeldLock(directory)
 	if err != nil {
 		return nil, err
 	}
 	fd := findHolder(lock)
 	if fd < 0 {
+		fd = findScoped(ctx, directory)
+	}
+	if fd < 0 {
 		return nil, fmt.Errorf("a disk server has %s, and can't be found", directory)
 	}
 	return newProcess(fd), nil
 }
 
-// findHolder gives a pidfd of the disk server that has a file open, or -1. Only root
-// can see what a disk server has open.
+// findHolder gives a pidfd of the process that has a file locked, or -1. Nobody but disk
+// servers lock the file of a directory, which is the own user's.
 func findHolder(file os.FileInfo) int {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
-	for _, dir := range processes {
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // it has just ended
-		}
-		if isDiskServer(dir) && isOwn(dir) && hasOpen(dir, file) {
-			return fd
-		}
-		unix.Close(fd)
+	pid := holder(file)
+	if pid <= 0 || pid == os.Getpid() {
+		return -1
 	}
-	return -1
-}
-
-// isDiskServer tells what a process is, by its folder in /proc: other programs of the
-// own user may look at files, too.
-func isDiskServer(dir string) bool {
-	text, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-	args := strings.Split(string(text), "\x00")
-	return err == nil && len(args) > 1 && args[1] == "disk-server"
-}
-
-// hasOpen needs CAP_SYS_PTRACE: a disk server can't be dumped.
-func hasOpen(dir string, file os.FileInfo) bool {
-	opened, _ := filepath.Glob(filepath.Join(dir, "fd/*")) // the pattern is good
-	for _, path := range opened {
-		if info, err := os.Stat(path); err == nil && os.SameFile(info, file) {
-			return true
-		}
-	}
-	return false
-}
-
-// isOwn tells whether a process, by its folder in /proc, was started by the own user
-// and runs as that: one that others started may be root's, and the folder's owner is
-// root if the process can't be dumped.
-func isOwn(dir string) bool {
-	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return false
+		return -1 // it has just ended
 	}
-	uid := strconv.Itoa(os.Geteuid())
-	return strings.Contains(string(status), "\nUid:\t"+uid+"\t"+uid+"\t")
+	// Another process may have got the number in between; then this one is gone.
+	if holder(file) != pid {
+		unix.Close(fd)
+		return -1
+	}
+	return fd
+}
+
+// holder is the process that has a file locked by flock(2), or 0. The kernel tells it of
+// processes that others can't look into: proc(5), /proc/locks.
+func holder(file os.FileInfo) int {
+	stat, ok := file.Sys().(*syscall.Stat_t)
+	locks, err := os.ReadFile("/proc/locks")
+	if !ok || err != nil {
+		return 0
+	}
+	where := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK ADVISORY WRITE 4711 00:1a:123 0 EOF
+		f := strings.Fields(line)
+		if len(f) == 8 && f[1] == "FLOCK" && f[5] == where {
+			pid, _ := strconv.Atoi(f[4]) // 0 or -1 for one that can't be told
+			return pid
+		}
+	}
+	return 0
 }

@@ -42,11 +42,11 @@ func runAgent(c *cli.Context) error {
 	}
 	e, err := newEnvironment(c)
 	if err != nil {
-		return err
+		return configurationError{err}
 	}
 	d, err := e.daemon()
 	if err != nil {
-		return err
+		return configurationError{err}
 	}
 	if d.HTTP, err = e.statusPage(c); err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/image"
 	"github.com/vmcrypt/vmcrypt/internal/audit"
 	"github.com/vmcrypt/vmcrypt/internal/libvirtxml"
+	"github.com/vmcrypt/vmcrypt/internal/systemd"
 	"github.com/vmcrypt/vmcrypt/kek"
 	"github.com/vmcrypt/vmcrypt/kms"
 	"github.com/vmcrypt/vmcrypt/vmx"
@@ -34,11 +35,16 @@ const (
 	exitTampered     = 5
 	exitUnfinished   = 6
 	exitInUse        = 7
+
+	// exitConfiguration is for services that systemd starts only: to start them again
+	// does not help. It is EX_CONFIG of sysexits(3).
+	exitConfiguration = 78
 )
 
 const exitCodeHelp = `Exit codes: 0 done; 1 other failure; 2 usage; 3 no key manager answered;
 4 key missing, denied or wrong; 5 descriptor, journal or key tampered with or unreadable;
-6 an interrupted conversion must be resumed first; 7 the disk is in use.`
+6 an interrupted conversion must be resumed first; 7 the disk is in use;
+78 the configuration does not let a service of systemd start.`
 
 var errInterrupted = errors.New("interrupted; nothing was left behind")
 
@@ -46,6 +52,11 @@ var errInterrupted = errors.New("interrupted; nothing was left behind")
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// configurationError is a mistake in the configuration of a service.
+type configurationError struct{ error }
+
+func (e configurationError) Unwrap() error { return e.error }
 
 // codes maps errors to exit codes; the first that fits counts.
 var codes = []struct {
@@ -81,6 +92,9 @@ var codes = []struct {
 }
 
 func exitCode(err error) int {
+	if wrong := (configurationError{}); errors.As(err, &wrong) && systemd.IsService() {
+		return exitConfiguration
+	}
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return exitUsage
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
 
 func kmsServeCommand() *cli.Command {
@@ -30,13 +31,13 @@ func kmsServe(c *cli.Context) error {
 	}
 	e, err := newEnvironment(c)
 	if err != nil {
-		return err
+		return configurationError{err}
 	}
 	address := c.String("listen")
 	if address == "" {
 		local, ok := e.config.Alias(config.LocalAlias)
 		if !ok {
-			return usageError{fmt.Errorf("the configuration has no alias %q: name an address with --listen", config.LocalAlias)}
+			return configurationError{usageError{fmt.Errorf("the configuration has no alias %q: name an address with --listen", config.LocalAlias)}}
 		}
 		address = local.Servers[0].Address
 	}
@@ -45,6 +46,7 @@ func kmsServe(c *cli.Context) error {
 	}
 	e.home.Metrics, e.home.Release = e.config.KMS.Metrics, version
 	return e.home.Serve(c.Context, address, func(at net.Addr) {
+		systemd.Ready(c.Context, e.home.Alive)
 		if c.Bool("json") {
 			_ = writeJSON(c.App.Writer, map[string]string{"type": "listening", "address": at.String()})
 			return

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -312,5 +313,22 @@ func TestPyKMIPInPlaceOfOurs(t *testing.T) {
 	}
 	if s := h.kmsStatus().Aliases[0].Servers[0]; s.State != "ok" || s.Address != server.Address {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestConfigurationOfServices: systemd is told, and nobody else, that it is no use to start
+// a service again.
+func TestConfigurationOfServices(t *testing.T) {
+	wrong := configurationError{usageError{errors.New("no alias")}}
+	t.Setenv("NOTIFY_SOCKET", "")
+	if code := exitCode(wrong); code != exitUsage {
+		t.Errorf("by hand: exit code %d", code)
+	}
+	t.Setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+	if code := exitCode(wrong); code != exitConfiguration {
+		t.Errorf("by systemd: exit code %d", code)
+	}
+	if code := exitCode(errors.New("no room")); code != exitFailure {
+		t.Errorf("another failure by systemd: exit code %d", code)
 	}
 }

@@ -80,7 +80,7 @@ func newApp() *cli.App {
 			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
 			lsCommand(), catCommand(), serveCommand(), agentCommand(), unlockCommand(), lockCommand(), listCommand(),
 			libvirtHookCommand(), libvirtXMLCommand(), proxmoxHookCommand(), proxmoxArgsCommand(),
-			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(),
+			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(), manualCommand(),
 		},
 		HideHelpCommand:        true,
 		UseShortOptionHandling: false,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -60,7 +61,7 @@ func Open(dir string, known Head) (*Log, error) {
 // openFile opens the file that is appended to, which it makes if necessary, for
 // one process.
 func openFile(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, fileName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openOrMake(filepath.Join(dir, fileName))
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +69,22 @@ func openFile(dir string) (*os.File, error) {
 		err = durable.SyncDir(dir)
 	}
 	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openOrMake makes the file for the owner of the folder, which root may not be.
+func openOrMake(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.GiveToOwner(f); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -212,7 +229,7 @@ func wholeLines(tail []byte) []byte {
 func (l *Log) putAside(f *os.File, torn []byte, at int64) error {
 	path := filepath.Join(l.dir, fmt.Sprintf("audit-torn-%d", time.Now().UnixNano()))
 	slog.Warn("audit log: a write was interrupted", "file", f.Name(), "bytes", len(torn), "moved to", path)
-	if err := durable.WriteFile(path, torn, 0o600); err != nil {
+	if err := durable.WriteForOwner(path, torn, 0o600); err != nil {
 		return err
 	}
 	if err := f.Truncate(at); err != nil {

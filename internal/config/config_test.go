@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,6 +31,14 @@ func TestTemplateLoads(t *testing.T) {
 	}
 	if k.Servers[0].Address != "127.0.0.1:1234" || k.CA != filepath.Join(filepath.Dir(path), "ca.pem") {
 		t.Errorf("%+v", k)
+	}
+}
+
+func TestTemplateHoldsDatastores(t *testing.T) {
+	want := []string{"/srv/vms", `/srv/of "us": [2]`}
+	c, err := Load(write(t, string(Template("127.0.0.1:1234", want...))))
+	if err != nil || !slices.Equal(c.Datastores, want) {
+		t.Errorf("%v, %v", c, err)
 	}
 }
 

@@ -13,6 +13,9 @@ type Paths struct {
 	Run   string // the folder for sockets
 }
 
+// SystemFile is root's configuration file.
+const SystemFile = "/etc/vmcrypt/config.yaml"
+
 // Locate finds the configuration and state of this user: below VMCRYPT_HOME
 // where that is set, in /etc/vmcrypt and /var/lib/vmcrypt for root, and as the
 // XDG base directory specification says for others. A file named on the command
@@ -40,7 +43,7 @@ func defaults() (Paths, error) {
 		return Paths{File: filepath.Join(home, "config.yaml"), State: home, Run: filepath.Join(home, "run")}, nil
 	}
 	if os.Geteuid() == 0 {
-		return Paths{File: "/etc/vmcrypt/config.yaml", State: "/var/lib/vmcrypt", Run: "/run/vmcrypt"}, nil
+		return Paths{File: SystemFile, State: "/var/lib/vmcrypt", Run: "/run/vmcrypt"}, nil
 	}
 	conf, err := xdg("XDG_CONFIG_HOME", ".config")
 	if err != nil {

@@ -2,6 +2,7 @@ package config
 
 import (
 	_ "embed"
+	"strconv"
 	"strings"
 )
 
@@ -12,8 +13,19 @@ var template string
 // "vmcrypt init" configures it.
 const LocalAlias = "local"
 
+// ImageFolder is where libvirt keeps disks unless it is told otherwise.
+const ImageFolder = "/var/lib/libvirt/images"
+
 // Template is the commented configuration that "vmcrypt init" writes, with the
-// address that the local key manager will listen on.
-func Template(address string) []byte {
-	return []byte(strings.ReplaceAll(template, "@ADDRESS@", address))
+// address that the local key manager will listen on and the agent's datastores.
+func Template(address string, datastores ...string) []byte {
+	line := "# datastores: [" + ImageFolder + "]"
+	if len(datastores) > 0 {
+		quoted := make([]string, len(datastores))
+		for i, folder := range datastores {
+			quoted[i] = strconv.Quote(folder) // is YAML, too
+		}
+		line = "datastores: [" + strings.Join(quoted, ", ") + "]"
+	}
+	return []byte(strings.NewReplacer("@ADDRESS@", address, "@DATASTORES@", line).Replace(template))
 }

@@ -66,6 +66,37 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	return p.replace()
 }
 
+// WriteForOwner is WriteFile in a folder of another user, whom root does it for: the file
+// gets the folder's owner, and nothing that this user put there leads elsewhere, for a
+// symbolic link at path is replaced.
+func WriteForOwner(path string, data []byte, perm fs.FileMode) error {
+	p, err := Create(path, perm)
+	if err != nil {
+		return err
+	}
+	defer p.Abort()
+	if err := GiveToOwner(p.file); err != nil {
+		return err
+	}
+	if _, err := p.Write(data); err != nil {
+		return err
+	}
+	return p.replace()
+}
+
+// GiveToOwner gives a file that root has just made in a folder of another user to that
+// user.
+func GiveToOwner(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	folder, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	return keepOwner(f, folder)
+}
+
 // resolve follows symbolic links to the file that is to be replaced. The
 // returned info is nil where there is no file yet.
 func resolve(path string) (string, fs.FileInfo, error) {

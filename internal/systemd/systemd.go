@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -74,11 +75,51 @@ type Scope struct {
 	Before, After []string // units; at shutdown it is the other way round
 }
 
-// scopeTime is how long systemd has to start a scope.
+// scopeTime is how long systemd has to start a scope, or to tell of them.
 const scopeTime = 5 * time.Second
+
+// IsService tells whether systemd started this process and wants to know how it is.
+func IsService() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
+
+// Installed tells whether systemd runs and knows all of these units.
+func Installed(units ...string) bool {
+	return util.IsRunningSystemd() && !slices.ContainsFunc(units, func(unit string) bool { return !known(unit) })
+}
+
+// unitFolders are where packages and administrators put units: systemd.unit(5).
+var unitFolders = []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+func known(unit string) bool {
+	return slices.ContainsFunc(unitFolders, func(folder string) bool {
+		_, err := os.Stat(filepath.Join(folder, unit))
+		return err == nil
+	})
+}
 
 // CanScope tells whether this process may start scopes: as root, where systemd runs.
 func CanScope() bool { return os.Geteuid() == 0 && util.IsRunningSystemd() }
+
+// Scopes gives the names of the scopes that run and whose names begin so.
+func Scopes(ctx context.Context, prefix string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, scopeTime)
+	defer cancel()
+	conn, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to systemd: %w", err)
+	}
+	defer conn.Close()
+	units, err := conn.ListUnitsByPatternsContext(ctx, []string{"active"}, []string{prefix + "*" + scopeSuffix})
+	if err != nil {
+		return nil, fmt.Errorf("list scopes: %w", err)
+	}
+	var names []string
+	for _, u := range units {
+		names = append(names, strings.TrimSuffix(u.Name, scopeSuffix))
+	}
+	return names, nil
+}
+
+const scopeSuffix = ".scope"
 
 // Start moves a process of this one's children into the scope, which ends with it.
 func (s Scope) Start(ctx context.Context, pid int) error {
@@ -89,7 +130,7 @@ func (s Scope) Start(ctx context.Context, pid int) error {
 		return fmt.Errorf("connect to systemd: %w", err)
 	}
 	defer conn.Close()
-	name, result := s.Name+".scope", make(chan string, 1)
+	name, result := s.Name+scopeSuffix, make(chan string, 1)
 	if _, err := conn.StartTransientUnitContext(ctx, name, "fail", s.properties(pid), result); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
