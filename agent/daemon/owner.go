@@ -53,8 +53,7 @@ func (m *machine) checkWaiting(w wish, owner string) error {
 	if owner == "" || w.Owner != "" || w.Locking || m.serves() {
 		return nil
 	}
-	return fmt.Errorf("%w: %s is unlocked for nobody in particular, and clients may wait for its disk server, which is started again",
-		image.ErrInUse, w.VM.Descriptor)
+	return fmt.Errorf("%w: %s, for nobody in particular", ErrWaiting, w.VM.Descriptor)
 }
 
 // setOwner notes for whom the VM is unlocked from now on.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/agent/diskserver"
-	"github.com/vmcrypt/vmcrypt/image"
 )
 
 // TestOwnerForcesOnlyItsOwn: the end of a guest, or of one that did not get to start,
@@ -46,13 +45,31 @@ func TestOwnerAmidRestart(t *testing.T) {
 	if err := os.Mkdir(m.directory, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.unlock(t.Context(), api.UnlockRequest{VM: descriptor, Owner: "a"}); !errors.Is(err, image.ErrInUse) {
+	if _, err := d.unlock(t.Context(), api.UnlockRequest{VM: descriptor, Owner: "a"}); !errors.Is(err, ErrWaiting) {
 		t.Errorf("an unlock ends with %v", err)
 	}
-	if _, err := d.lock(t.Context(), api.LockRequest{VM: descriptor, Owner: "a", Force: true}); !errors.Is(err, image.ErrInUse) {
+	if _, err := d.lock(t.Context(), api.LockRequest{VM: descriptor, Owner: "a", Force: true}); !errors.Is(err, ErrWaiting) {
 		t.Errorf("a lock ends with %v", err)
 	}
 	if m.wants() == nil || m.wants().Owner != "" || m.wants().Locking {
 		t.Errorf("then it is to be %+v", m.wants())
+	}
+}
+
+// TestGuestAmidRestart: while the disk server of a guest is started again, its disks are
+// taken from it on purpose only.
+func TestGuestAmidRestart(t *testing.T) {
+	d := newTestDaemon(t)
+	descriptor := filepath.Join(d.Datastores[0], "web01.vmx")
+	m := d.machine(descriptor)
+	m.runs(wish{VM: diskserver.VM{Name: "web01", Descriptor: descriptor}, Owner: "a"}, nil)
+	if _, err := d.lock(t.Context(), api.LockRequest{VM: descriptor}); !errors.Is(err, ErrWaiting) {
+		t.Errorf("a lock ends with %v", err)
+	}
+	if w := m.wants(); w == nil || w.Locking {
+		t.Errorf("then it is to be %+v", w)
+	}
+	if _, err := d.lock(t.Context(), api.LockRequest{VM: descriptor, Owner: "a", Force: true}); err != nil || m.wants() != nil {
+		t.Errorf("the lock when it has ended: %v", err)
 	}
 }

@@ -116,6 +116,7 @@ var hints = []struct {
 }{
 	{daemon.ErrClients, "power the VM off first; --force takes its disks away from it"},
 	{daemon.ErrSilent, "--force locks it all the same, and takes its disks away from a guest that still runs"},
+	{daemon.ErrWaiting, "power the VM off first; then --force without --owner locks it"},
 	{daemon.ErrUnlocked, "lock it first"},
 	{image.ErrInUse, "power the VM off, or stop the program that has the disk open"},
 	{dek.ErrTampered, "restore the descriptor from a backup; nothing was written"},
