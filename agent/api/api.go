@@ -128,7 +128,7 @@ const (
 // Warning is something that an operator should look at.
 type Warning struct {
 	Severity string `json:"severity"`
-	Subject  string `json:"subject"` // a VM's descriptor, or a key manager's address
+	Subject  string `json:"subject"` // a VM's descriptor, a key manager's alias and address, or a datastore
 	Text     string `json:"text"`    // what is wrong, and what to do
 }
 

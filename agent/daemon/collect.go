@@ -80,15 +80,10 @@ type collector struct {
 	*descriptions
 	patience time.Duration // with disk servers and datastores
 
-	mu   sync.Mutex
-	seen view
-}
-
-// view is what was seen in the datastores, as if all VMs were locked.
-type view struct {
-	vms  map[string]api.VM // by the paths of their descriptors
-	at   time.Time
-	took time.Duration
+	mu      sync.Mutex
+	seen    map[string]api.VM // in the datastores, as if all were locked, by the paths of descriptors; nil before the first look
+	until   time.Time         // that it counts
+	looking chan struct{}     // closed when the look under way ends; nil if there is none
 }
 
 func newCollector(d *daemon) *collector {
@@ -127,21 +122,43 @@ const collectTime = 5 * time.Second
 const rest = 20
 
 // look gives the VMs in the datastores as if they were locked, or what was seen before
-// if that is not to be had in time.
+// if that is not to be had in time: nil, if there is no such thing.
 func (c *collector) look(ctx context.Context) map[string]api.VM {
+	if looking := c.lookAgain(); looking != nil {
+		select {
+		case <-looking:
+		case <-ctx.Done():
+			slog.Warn("metrics of VMs are of an earlier time", "error", ctx.Err())
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.seen
+}
+
+// lookAgain begins to look unless somebody is at it, or what was seen counts. It takes
+// its time: what one scrape does not wait for is there for the next.
+func (c *collector) lookAgain() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.looking == nil && time.Now().After(c.until) {
+		c.looking = make(chan struct{})
+		go c.scanAll(c.looking)
+	}
+	return c.looking
+}
+
+func (c *collector) scanAll(done chan struct{}) {
 	begun := time.Now()
-	if begun.Sub(c.seen.at) < rest*c.seen.took {
-		return c.seen.vms
+	found, err := c.scan(c.ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil { // the agent has not ended
+		c.seen = found
 	}
-	found, err := c.scan(ctx)
-	if err != nil {
-		slog.Warn("metrics of VMs are of an earlier time", "error", err)
-		return c.seen.vms
-	}
-	c.seen = view{found, time.Now(), time.Since(begun)}
-	return found
+	c.until = time.Now().Add(rest * time.Since(begun))
+	c.looking = nil
+	close(done)
 }
 
 // sheet is what one scrape is told.
@@ -202,6 +219,9 @@ func (s *sheet) all(locked map[string]api.VM, servers []served) {
 		}
 	}
 	for _, state := range []string{api.Locked, api.Unlocked, api.Restarting} {
+		if state == api.Locked && locked == nil {
+			continue // how many there are is not known yet
+		}
 		s.gauge(s.vms, float64(states[state]), state)
 		s.gauge(s.problems, float64(problems[state]), state)
 	}

@@ -62,6 +62,7 @@ type daemon struct {
 
 	mu       sync.Mutex
 	machines map[string]*machine // by the paths of their descriptors
+	unread   map[string]error    // by datastore: what kept the last scan from reading it to its end
 
 	background sync.WaitGroup
 	ctx        context.Context // ends with the agent
@@ -97,9 +98,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
-	if err := d.serveMetrics(); err != nil {
-		return errors.Join(err, l.Close())
-	}
+	d.openMetrics()
 	d.openPage()
 	ready()
 	return d.serve(l)
@@ -113,7 +112,8 @@ func newDaemon(ctx context.Context, c Config) (*daemon, error) {
 	d := &daemon{
 		Config: c, access: c.Groups.resolve(), own: peer{uid: os.Geteuid(), pid: os.Getpid()}, since: time.Now().UTC(),
 		boot: boot, folder: folderOf(c.Socket),
-		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, ctx: ctx, unlocked: make(chan struct{}, 1),
+		health: newHealth(c.Aliases), scans: semaphore.NewWeighted(1), machines: map[string]*machine{}, unread: map[string]error{},
+		ctx: ctx, unlocked: make(chan struct{}, 1),
 	}
 	d.metrics = newMeters(d)
 	d.Host = d.metrics.observed(d.Host)

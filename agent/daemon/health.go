@@ -57,7 +57,11 @@ func (d *daemon) keepAsking() {
 	for {
 		var asking sync.WaitGroup
 		for _, a := range d.Aliases {
-			asking.Go(func() { d.health.set(a.Name, d.askAlias(d.ctx, a)) })
+			asking.Go(func() {
+				if asked := d.askAlias(d.ctx, a); d.ctx.Err() == nil { // else nobody waited for answers
+					d.health.set(a.Name, asked)
+				}
+			})
 		}
 		asking.Wait()
 		select {

@@ -73,6 +73,9 @@ var (
 	ErrClients = fmt.Errorf("%w: clients are connected", image.ErrInUse)
 	// ErrSilent is the error for a VM of whose disks nobody knows whether they are open.
 	ErrSilent = fmt.Errorf("%w: clients may be connected, for the disk server does not answer", image.ErrInUse)
+	// ErrWaiting is the error for a VM whose disk server is started again: who had its
+	// disks open may connect once more.
+	ErrWaiting = fmt.Errorf("%w: clients may wait for the disk server, which is started again", image.ErrInUse)
 )
 
 // awaitClients waits for clients to go. QEMU's connections may live a moment longer than it.
@@ -82,7 +85,7 @@ func (m *machine) awaitClients(ctx context.Context) error {
 		if ctx.Err() != nil { // what could not be asked then may be in use
 			return ctx.Err()
 		}
-		if inUse == nil || time.Now().After(deadline) {
+		if inUse == nil || errors.Is(inUse, ErrWaiting) || time.Now().After(deadline) { // nothing is started meanwhile
 			return inUse
 		}
 	}
@@ -93,11 +96,20 @@ func (m *machine) checkClients(ctx context.Context) error {
 	vm, silence := m.ask(ctx)
 	if silence != nil {
 		if _, err := m.running(ctx); errors.Is(err, fs.ErrNotExist) {
-			return nil // a disk server that is no more has no clients
+			return m.checkGuest()
 		}
 		return fmt.Errorf("%w: %s: %w", ErrSilent, m.descriptor, silence)
 	}
 	return connected(vm)
+}
+
+// checkGuest is for a disk server that is no more. It has no clients, but the guest for
+// which the VM is unlocked may wait for the next one.
+func (m *machine) checkGuest() error {
+	if w := m.wants(); w != nil && w.Owner != "" && !w.Locking {
+		return fmt.Errorf("%w: %s, for %s", ErrWaiting, m.descriptor, w.Owner)
+	}
+	return nil
 }
 
 // connected fails if a VM's disks have clients.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -119,6 +120,44 @@ func TestHungDiskServer(t *testing.T) {
 	}
 	if n := len(got["vmcrypt_vms"]); n != 3 {
 		t.Errorf("%d states of VMs", n)
+	}
+}
+
+// TestSlowDatastore: how many VMs are in it is told once it was read to its end, however
+// many scrapes that takes, and not that there are none.
+func TestSlowDatastore(t *testing.T) {
+	d := newTestDaemon(t)
+	broken(t, filepath.Join(d.Datastores[0], "web01.vmx"))
+	if err := d.scans.Acquire(t.Context(), 1); err != nil { // so no scan comes to its end
+		t.Fatal(err)
+	}
+	c := newCollector(d)
+	c.patience = 50 * time.Millisecond
+	for range 2 {
+		if n := len(gathered(t, c)["vmcrypt_vms"]); n != 2 {
+			t.Errorf("%d states of VMs, though nothing is known of those that are locked", n)
+		}
+	}
+	looking := c.looking
+	d.scans.Release(1)
+	<-looking
+	states := gathered(t, c)["vmcrypt_vms"]
+	if len(states) != 3 || states[0].GetLabel()[0].GetValue() != api.Locked || states[0].GetGauge().GetValue() != 1 {
+		t.Errorf("%v", states)
+	}
+}
+
+// TestMetricsOfAnOrdinaryUser: an agent that can't give a socket to the group of viewers
+// keeps it.
+func TestMetricsOfAnOrdinaryUser(t *testing.T) {
+	d := newTestDaemon(t)
+	ctx, stop := context.WithCancel(d.ctx)
+	defer stop()
+	d.ctx, d.own.uid, d.access.view = ctx, 1000, uint32(os.Getgid())
+	d.Metrics = d.Socket + ".metrics"
+	d.openMetrics()
+	if info, err := os.Lstat(d.Metrics); err != nil || info.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
 	}
 }
 

@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,13 +23,22 @@ func (d *daemon) overview(ctx context.Context) (*api.Overview, error) {
 	if o.KeyManagers == nil {
 		o.KeyManagers = []api.KeyManager{}
 	}
-	o.Warnings = warnings(o, time.Now())
+	o.Warnings = warnings(o, d.unreadDatastores(), time.Now())
 	return o, nil
 }
 
+func (d *daemon) unreadDatastores() map[string]error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.unread)
+}
+
 // warnings are what an operator should look at, the worst first.
-func warnings(o *api.Overview, now time.Time) []api.Warning {
+func warnings(o *api.Overview, unread map[string]error, now time.Time) []api.Warning {
 	all := keyManagerWarnings(o.KeyManagers, now)
+	for _, root := range o.Agent.Datastores {
+		all = append(all, datastoreWarnings(root, unread[root])...)
+	}
 	for _, vm := range o.VMs {
 		all = append(all, vmWarnings(vm)...)
 	}
@@ -36,6 +47,18 @@ func warnings(o *api.Overview, now time.Time) []api.Warning {
 		all = []api.Warning{}
 	}
 	return all
+}
+
+// datastoreWarnings are critical for one that can't be read at all: perhaps it is not
+// mounted.
+func datastoreWarnings(root string, err error) []api.Warning {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errLimit):
+		return []api.Warning{{Severity: api.Notice, Subject: root, Text: "some VMs in it are not shown: " + err.Error()}}
+	}
+	return []api.Warning{{Severity: api.Critical, Subject: root, Text: "no VM in it can be unlocked: " + err.Error()}}
 }
 
 func vmWarnings(vm api.VM) []api.Warning {

@@ -1,12 +1,18 @@
 package daemon
 
 import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 func TestWarnings(t *testing.T) {
@@ -50,13 +56,38 @@ func TestWarnings(t *testing.T) {
 		},
 	}
 	for name, test := range tests {
-		got := warnings(&api.Overview{KeyManagers: test.servers, VMs: test.vms}, now)
+		got := warnings(&api.Overview{KeyManagers: test.servers, VMs: test.vms}, nil, now)
 		same := slices.EqualFunc(got, test.want, func(w api.Warning, want string) bool {
 			return strings.HasPrefix(w.Severity+" "+w.Text, want)
 		})
 		if !same {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// TestUnreadDatastores: of what is not listed, the overview says that it is not.
+func TestUnreadDatastores(t *testing.T) {
+	d := newTestDaemon(t)
+	gone := filepath.Join(d.Datastores[0], "gone")
+	deep := filepath.Join(d.Datastores[0], "deep")
+	d.Datastores = []string{deep, gone}
+	broken(t, filepath.Join(deep, strings.Repeat("x/", maxDepth+1), "vm.vmx"))
+	for range 2 {
+		o, err := d.overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := o.Warnings; len(w) != 2 || w[0].Severity != api.Critical || w[0].Subject != gone || !strings.Contains(w[0].Text, "no such file") ||
+			w[1].Severity != api.Notice || w[1].Subject != deep || !strings.Contains(w[1].Text, "deep") {
+			t.Errorf("%+v", w)
+		}
+	}
+	if err := errors.Join(os.Mkdir(gone, 0o700), os.RemoveAll(filepath.Join(deep, "x"))); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := d.overview(t.Context()); err != nil || len(o.Warnings) > 0 {
+		t.Errorf("when all can be read again: %+v, %v", o, err)
 	}
 }
 
@@ -73,5 +104,22 @@ func TestHealth(t *testing.T) {
 	}
 	if got := h.all(); !slices.Equal(got, want) {
 		t.Errorf("known is %+v", got)
+	}
+}
+
+// TestHealthAtTheEnd: a key manager whose answer the agent did not wait for is not said
+// to be out of order.
+func TestHealthAtTheEnd(t *testing.T) {
+	d := newTestDaemon(t)
+	ctx, stop := context.WithCancel(d.ctx)
+	d.ctx, d.Aliases = ctx, []Alias{{"a", []string{"one:1"}}}
+	d.health = newHealth(d.Aliases)
+	d.Host = &agent.Host{Cluster: func(string) (*kek.Cluster, error) {
+		stop()
+		return nil, context.Cause(ctx)
+	}}
+	d.keepAsking()
+	if k := d.health.all()[0]; k.State != stateUnknown {
+		t.Errorf("it is %+v", k)
 	}
 }

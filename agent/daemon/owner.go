@@ -32,16 +32,28 @@ func (w *wish) owned() error {
 }
 
 // mayForce tells whether the disks may be taken from clients. Those of a VM that is
-// unlocked for nobody may be anybody's, not only the owner's who asks.
+// unlocked for nobody, or nobody knows for whom, may be anybody's, not only the owner's
+// who asks.
 func (m *machine) mayForce(r api.LockRequest) (bool, error) {
 	w := m.wants()
 	switch {
-	case r.Owner == "" || w == nil:
+	case r.Owner == "":
 		return r.Force, nil
+	case w == nil:
+		return false, nil
 	case !w.isFor(r.Owner):
 		return false, w.owned()
 	}
-	return r.Force && w.Owner == r.Owner, nil
+	return r.Force && w.Owner == r.Owner, m.checkWaiting(*w, r.Owner)
+}
+
+// checkWaiting keeps an owner from what is unlocked for nobody while its disk server is
+// started again: its clients are not to be seen then, but wait for it.
+func (m *machine) checkWaiting(w wish, owner string) error {
+	if owner == "" || w.Owner != "" || w.Locking || m.serves() {
+		return nil
+	}
+	return fmt.Errorf("%w: %s, for nobody in particular", ErrWaiting, w.VM.Descriptor)
 }
 
 // setOwner notes for whom the VM is unlocked from now on.

@@ -25,6 +25,7 @@ const (
 	maxDescriptors = 10_000
 	maxText        = 128 << 20 // bytes of descriptors
 	maxRead        = 1 << 20   // of which one has at most so many: package vmx reads no more
+	maxConversions = 1000      // disks amid a conversion, for each of which files are read
 	maxDepth       = 16        // folders within each other; each keeps a file open
 	maxListed      = 32 << 20  // bytes that all datastores may add to an answer
 	readAtOnce     = 256       // files and folders
@@ -44,13 +45,26 @@ func (d *daemon) scan(ctx context.Context) (map[string]api.VM, error) {
 	for _, root := range d.Datastores {
 		s := &scan{
 			datastores: d.Datastores, found: found,
-			files: maxFiles, descriptors: maxDescriptors, text: maxText, listed: maxListed / len(d.Datastores),
+			files: maxFiles, descriptors: maxDescriptors, text: maxText, conversions: maxConversions, listed: maxListed / len(d.Datastores),
 		}
-		if err := s.datastore(ctx, root); err != nil && ctx.Err() == nil {
-			slog.Warn("a datastore was not read to its end", "datastore", root, "error", err)
+		err := s.datastore(ctx, root)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
+		d.wasRead(root, err)
 	}
-	return found, ctx.Err()
+	return found, nil
+}
+
+// wasRead notes what kept a datastore from being read to its end, if anything, and logs
+// what is new.
+func (d *daemon) wasRead(root string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	was := d.unread[root]
+	if d.unread[root] = err; err != nil && (was == nil || was.Error() != err.Error()) {
+		slog.Warn("a datastore was not read to its end", "datastore", root, "error", err)
+	}
 }
 
 // scan is a walk through one datastore.
@@ -58,8 +72,8 @@ type scan struct {
 	datastores []string
 	found      map[string]api.VM // by the paths of their descriptors
 
-	files, descriptors, text, listed int   // how many there may still be
-	leftOut                          error // why something was
+	files, descriptors, text, conversions, listed int   // how many there may still be
+	leftOut                                       error // why something was
 }
 
 func (s *scan) datastore(ctx context.Context, root string) error {
@@ -142,7 +156,22 @@ func (s *scan) look(path string, entry fs.DirEntry) error {
 	case t.Plain():
 		return nil
 	}
+	if err := s.countConversions(t); err != nil {
+		return err
+	}
 	return s.add(lockedVM(t))
+}
+
+func (s *scan) countConversions(t *agent.Target) error {
+	for _, disk := range t.Disks {
+		if disk.Record != nil && disk.Record.Unfinished() {
+			s.conversions--
+		}
+	}
+	if s.conversions < 0 {
+		return fmt.Errorf("%w: %d disks amid a conversion", errLimit, maxConversions)
+	}
+	return nil
 }
 
 // count counts a descriptor of so many bytes.

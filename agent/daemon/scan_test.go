@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
 // broken makes descriptors that say nothing, which are listed with what is wrong with them.
@@ -28,7 +30,7 @@ func broken(t *testing.T, paths ...string) {
 func newScan(datastore string) *scan {
 	return &scan{
 		datastores: []string{datastore}, found: map[string]api.VM{},
-		files: maxFiles, descriptors: maxDescriptors, text: maxText, listed: maxListed,
+		files: maxFiles, descriptors: maxDescriptors, text: maxText, conversions: maxConversions, listed: maxListed,
 	}
 }
 
@@ -63,6 +65,46 @@ func TestScanLimits(t *testing.T) {
 		if !errors.Is(err, errLimit) || len(s.found) == 0 || len(s.found) > 10 {
 			t.Errorf("%s: %d VMs, %v", name, len(s.found), err)
 		}
+	}
+}
+
+// TestScanLimitsConversions: how far one has come takes several files to find out, and a
+// descriptor can have many disks, of which others say that they are amid one.
+func TestScanLimitsConversions(t *testing.T) {
+	datastore := t.TempDir()
+	for i := range 20 {
+		amidConversion(t, filepath.Join(datastore, fmt.Sprintf("%d.vmx", i)), "scsi0:0", "scsi0:1")
+	}
+	s := newScan(datastore)
+	s.conversions = 21
+	err := s.datastore(t.Context(), datastore)
+	if !errors.Is(err, errLimit) || len(s.found) != 10 {
+		t.Errorf("%d VMs, %v", len(s.found), err)
+	}
+	for path, vm := range s.found {
+		if len(vm.Disks) != 2 || vm.Disks[1].Conversion == nil {
+			t.Errorf("%s: %+v", path, vm)
+		}
+	}
+}
+
+// amidConversion writes a descriptor with disks of which each is said to be amid one.
+func amidConversion(t *testing.T, path string, nodes ...string) {
+	t.Helper()
+	text := ""
+	for _, node := range nodes {
+		text += node + ".fileName = \"disk.img\"\n"
+		for key, value := range map[string]string{
+			"version": "1", "state": "encrypting", "uuid": "11111111-1111-4111-8111-111111111111", "size": "1048576",
+			"cipher": vmx.CipherXTS, "sectorSize": "512", "holes": "preserve", "mac": base64.StdEncoding.EncodeToString(make([]byte, 32)),
+			"conversion.uuid": "22222222-2222-4222-8222-222222222222", "conversion.phase": vmx.PhaseConverting,
+			"recipient0.alias": "a", "recipient0.kekID": "k", "recipient0.key": "AAAA",
+		} {
+			text += fmt.Sprintf("%s.vmcrypt.%s = %q\n", node, key, value)
+		}
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

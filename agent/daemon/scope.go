@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strconv"
@@ -29,13 +30,18 @@ func (m *machine) scope(ctx context.Context, pid int) {
 	if !systemd.CanScope() {
 		return
 	}
-	s := systemd.Scope{
-		Name:        scopesOf(m.directory) + strconv.Itoa(pid),
-		Description: "Encrypted disks of " + m.descriptor,
-		Before:      users, After: storage,
-	}
-	if err := s.Start(ctx, pid); err != nil {
+	if err := m.scopeOf(pid).Start(ctx, pid); err != nil {
 		slog.Warn("a disk server has no scope of its own", "descriptor", m.descriptor, "error", err)
+	}
+}
+
+// scopeOf describes the unit. systemd writes it to a file, a line a setting: the path may
+// have line breaks, and be no UTF-8.
+func (m *machine) scopeOf(pid int) systemd.Scope {
+	return systemd.Scope{
+		Name:        scopesOf(m.directory) + strconv.Itoa(pid),
+		Description: fmt.Sprintf("Encrypted disks of %q", m.descriptor),
+		Before:      users, After: storage,
 	}
 }
 

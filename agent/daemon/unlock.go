@@ -43,6 +43,9 @@ func (m *machine) unlock(ctx context.Context, path string, w wish) (*api.VM, err
 		case !has.isFor(w.Owner):
 			return nil, has.owned()
 		}
+		if err := m.checkWaiting(*has, w.Owner); err != nil {
+			return nil, err
+		}
 		w.Owner = cmp.Or(w.Owner, has.Owner)
 	}
 	e := m.entry(ctx, actUnlock, w)

@@ -6,10 +6,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 )
 
 // Limits of what clients send, of how long they take, and of how many there are.
@@ -38,42 +37,10 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 			s.Close()
 		}
 	})
-	err := s.Serve(&limited{l, semaphore.NewWeighted(maxClients)})
+	err := s.Serve(listen.Limit(l, maxClients))
 	if stop() {
 		return errors.Join(err, s.Close())
 	}
 	<-ended
 	return nil
-}
-
-// limited has only so many connections at a time. More are closed at once.
-type limited struct {
-	net.Listener
-	places *semaphore.Weighted
-}
-
-// Accept waits for a client that there is a place for.
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if l.places.TryAcquire(1) {
-			return &place{conn, sync.OnceFunc(func() { l.places.Release(1) })}, nil
-		}
-		conn.Close()
-	}
-}
-
-// place is a connection that gives its place back.
-type place struct {
-	net.Conn
-	leave func()
-}
-
-// Close gives the place back.
-func (p *place) Close() error {
-	p.leave()
-	return p.Conn.Close()
 }

@@ -116,6 +116,7 @@ var hints = []struct {
 }{
 	{daemon.ErrClients, "power the VM off first; --force takes its disks away from it"},
 	{daemon.ErrSilent, "--force locks it all the same, and takes its disks away from a guest that still runs"},
+	{daemon.ErrWaiting, "power the VM off first; then --force without --owner locks it"},
 	{daemon.ErrUnlocked, "lock it first"},
 	{image.ErrInUse, "power the VM off, or stop the program that has the disk open"},
 	{dek.ErrTampered, "restore the descriptor from a backup; nothing was written"},
@@ -139,6 +140,7 @@ var hints = []struct {
 	{agent.ErrOutside, "the agent opens VMs only in the datastores that its configuration names, and follows no symbolic link there"},
 	{libvirtxml.ErrWhich, "name it with --target NODE=DEVICE, as scsi0:0=vda; a device that the domain does not have is added"},
 	{libvirtxml.ErrMetadata, "\"vmcrypt libvirt-xml\" writes it"},
+	{errElsewhere, "\"vmcrypt libvirt-xml\" and \"vmcrypt proxmox-args\" tell where its own disks are"},
 	{api.ErrNoAgent, "\"vmcrypt agent\" runs the agent; --socket names another one's socket"},
 	{daemon.ErrDenied, "let the administrator add this user to the group, and log in again"},
 	{daemon.ErrUnknownVM, "\"vmcrypt list\" shows which VMs there are; a path names a VM, too"},

@@ -110,6 +110,34 @@ func TestLibvirtHookDenies(t *testing.T) {
 	h.untouched()
 }
 
+// TestHookOfCopiedGuest: a guest that was copied, and then given a VM of its own in name
+// only, does not get the disks of the first one.
+func TestHookOfCopiedGuest(t *testing.T) {
+	t.Parallel()
+	h := startHost(t)
+	first, second := h.vm("web01", "scsi0:0"), h.vm("web02", "scsi0:0")
+	domain := h.ok("libvirt-xml", first)
+	element, disks, _ := strings.Cut(domain, "\n")
+	xml := func(metadata string) string {
+		return strings.Replace(domainXMLWith(metadata), "</domain>", "<devices>"+disks+"</devices></domain>", 1)
+	}
+	h.passes(xml(element), "web01", "prepare", "begin", "-")
+	conf := fmt.Sprintf("#vmcrypt%%3A %s\n%s", second, h.ok("proxmox-args", first))
+	for name, r := range map[string]result{
+		"libvirt":    h.hook(xml(strings.ReplaceAll(element, first, second)), "web02", "prepare", "begin", "-"),
+		"Proxmox VE": h.hookscript(conf, "pre-start"),
+	} {
+		if r.code == 0 || !strings.Contains(r.stderr, "disk of another VM") || !strings.Contains(r.stderr, second) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	if vm := h.named("web02"); vm.State != api.Locked {
+		t.Errorf("then it is %+v", vm)
+	}
+	h.passes(xml(element), "web01", "release", "end", "-")
+	h.untouched()
+}
+
 // TestLibvirtHookInUse: as at the destination of a migration, where another host has
 // the disk, nothing is taken from it.
 func TestLibvirtHookInUse(t *testing.T) {

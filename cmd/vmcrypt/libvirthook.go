@@ -29,35 +29,35 @@ func libvirtHook(c *cli.Context) error {
 	}
 	switch args[1] + " " + args[2] {
 	case "prepare begin":
-		descriptor, owner, err := domainOfHook()
+		descriptor, owner, xml, err := domainOfHook()
 		if err != nil {
 			return fmt.Errorf("%w: %w", errStart, err)
 		}
 		if descriptor != "" {
-			return powerOn(c, descriptor, owner)
+			return powerOn(c, descriptor, owner, xml)
 		}
 	case "release end":
 		// What is wrong with it was said when it should have started.
-		if descriptor, owner, err := domainOfHook(); err == nil && descriptor != "" {
+		if descriptor, owner, _, err := domainOfHook(); err == nil && descriptor != "" {
 			powerOff(c, descriptor, owner)
 		}
 	}
 	return nil
 }
 
-// domainOfHook reads which VM the domain needs, "" for none, and for whom.
-func domainOfHook() (descriptor, owner string, err error) {
+// domainOfHook reads a domain: which VM it needs, "" for none, and for whom.
+func domainOfHook() (descriptor, owner, xml string, err error) {
 	domain, err := libvirtxml.Read(os.Stdin)
 	if err != nil {
-		return "", "", err
+		return "", "", "", err
 	}
 	descriptor, err = domain.Descriptor()
 	if err != nil || descriptor == "" {
-		return "", "", err
+		return "", "", "", err
 	}
 	if err := checkDescriptor(descriptor); err != nil {
-		return "", "", fmt.Errorf("%w: %w", libvirtxml.ErrMetadata, err)
+		return "", "", "", fmt.Errorf("%w: %w", libvirtxml.ErrMetadata, err)
 	}
 	id, err := domain.UUID()
-	return descriptor, "libvirt:" + id.String(), err
+	return descriptor, "libvirt:" + id.String(), domain.String(), err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/syslog"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -13,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/agent/daemon"
 )
 
 // What the hooks of libvirt and Proxmox VE have in common: a guest starts only if its
@@ -24,8 +26,15 @@ const hookTime = 2 * time.Minute
 // errStart is the error for a guest that must not start.
 var errStart = errors.New("the guest does not start, since its disks can't be unlocked")
 
-// powerOn has the agent unlock a VM for a guest that is about to start.
-func powerOn(c *cli.Context, descriptor, owner string) error {
+// errElsewhere is the error for a guest that would get disks of another VM than it says.
+var errElsewhere = errors.New("the guest has a disk of another VM than the one that it names")
+
+// powerOn has the agent unlock a VM for a guest that is about to start, of which the
+// configuration says where QEMU finds its disks.
+func powerOn(c *cli.Context, descriptor, owner, configuration string) error {
+	if err := checkSockets(c, descriptor, configuration); err != nil {
+		return fmt.Errorf("%w: %w", errStart, err)
+	}
 	err := withAgent(c, func(ctx context.Context, client *api.Client) error {
 		_, err := client.Unlock(ctx, api.UnlockRequest{VM: descriptor, Owner: owner})
 		return err
@@ -36,18 +45,39 @@ func powerOn(c *cli.Context, descriptor, owner string) error {
 	return nil
 }
 
-// powerOff has it locked after the guest has ended. That there is no guest can't be
-// undone: what fails is reported, on standard error and in the system's log, since
-// libvirt does not show what a hook says that succeeds.
+// checkSockets refuses the copy of a guest of which the descriptor was changed, and the
+// disks were not: it would have those of the first one, whose owner it need not be.
+func checkSockets(c *cli.Context, descriptor, configuration string) error {
+	socket, err := clientSocket(c)
+	if err != nil {
+		return err
+	}
+	own := filepath.Dir(daemon.SocketPath(socket, descriptor, ""))
+	anyVM := regexp.MustCompile(regexp.QuoteMeta(filepath.Dir(own)) + "/[0-9a-f]{16}/")
+	for _, folder := range anyVM.FindAllString(configuration, -1) {
+		if filepath.Clean(folder) != own {
+			return fmt.Errorf("%w: it leads to %s, and the disks of %s are in %s", errElsewhere, folder, descriptor, own)
+		}
+	}
+	return nil
+}
+
+// powerOff has it locked after the guest has ended.
 func powerOff(c *cli.Context, descriptor, owner string) {
 	err := withAgent(c, func(ctx context.Context, client *api.Client) error {
 		_, err := client.Lock(ctx, api.LockRequest{VM: descriptor, Owner: owner, Force: true})
 		return err
 	})
-	if err == nil {
-		return
+	if err != nil {
+		reportUnlocked(c, descriptor, err)
 	}
-	err = fmt.Errorf("%s was not locked when its guest had ended: %w", descriptor, err)
+}
+
+// reportUnlocked says what is not locked. That there is no guest can't be undone: it is
+// said on standard error and in the system's log, since libvirt does not show what a hook
+// says that succeeds.
+func reportUnlocked(c *cli.Context, what string, err error) {
+	err = fmt.Errorf("%s was not locked when its guest had ended: %w", what, err)
 	report(err, c.Bool("json"))
 	if log, e := syslog.New(syslog.LOG_DAEMON|syslog.LOG_ERR, "vmcrypt"); e == nil {
 		_ = log.Err(plainText(err.Error())) // it was reported already

@@ -42,16 +42,20 @@ func proxmoxHook(c *cli.Context) error {
 	owner := fmt.Sprintf("proxmox:%d", id)
 	switch args[1] {
 	case "pre-start":
-		descriptor, err := descriptorInNotes(conf)
+		descriptor, args, err := readConf(conf)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errStart, err)
 		}
-		return powerOn(c, descriptor, owner)
+		return powerOn(c, descriptor, owner, args)
 	case "post-stop":
-		// What is wrong with it was said when it should have started.
-		if descriptor, err := descriptorInNotes(conf); err == nil {
-			powerOff(c, descriptor, owner)
+		// The notes may have changed since it was started: then nobody else says that it
+		// stays unlocked.
+		descriptor, _, err := readConf(conf)
+		if err != nil {
+			reportUnlocked(c, fmt.Sprintf("what VM %d had unlocked", id), err)
+			return nil
 		}
+		powerOff(c, descriptor, owner)
 	}
 	return nil
 }
@@ -62,23 +66,26 @@ var errNotes = errors.New("the VM's notes must have one line \"vmcrypt: /path/we
 // maxConf bounds the configuration of a VM, in bytes; Proxmox VE has 1 MiB for a file.
 const maxConf = 1 << 20
 
-// descriptorInNotes reads a VM's configuration, of which the notes are the lines that
-// begin with # before the first section: those are of snapshots, and of changes that
-// are still to be made.
-func descriptorInNotes(conf string) (string, error) {
+// readConf reads from a VM's configuration which descriptor its notes name, and what args
+// it has for QEMU. The notes are the lines that begin with # before the first section:
+// those are of snapshots, and of changes that are still to be made.
+func readConf(conf string) (descriptor, args string, err error) {
 	f, err := os.Open(conf)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxConf))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	var found []string
 	for line := range strings.Lines(string(text)) {
 		if strings.HasPrefix(line, "[") {
 			break
+		}
+		if strings.HasPrefix(line, "args:") {
+			args = line
 		}
 		if note, ok := strings.CutPrefix(line, "#"); ok {
 			if path, ok := strings.CutPrefix(strings.TrimSpace(decoded(note)), "vmcrypt:"); ok {
@@ -87,12 +94,12 @@ func descriptorInNotes(conf string) (string, error) {
 		}
 	}
 	if len(found) != 1 {
-		return "", fmt.Errorf("%w: %s has %d", errNotes, conf, len(found))
+		return "", "", fmt.Errorf("%w: %s has %d", errNotes, conf, len(found))
 	}
 	if err := checkDescriptor(found[0]); err != nil {
-		return "", fmt.Errorf("%w: %w", errNotes, err)
+		return "", "", fmt.Errorf("%w: %w", errNotes, err)
 	}
-	return found[0], nil
+	return found[0], args, nil
 }
 
 // decoded is a line of notes as it was before Proxmox VE wrote it: that has a colon as

@@ -20,6 +20,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 )
 
 // NewRegistry makes a registry whose only metric tells which release it is.
@@ -36,7 +38,8 @@ func NewRegistry(release string) *prometheus.Registry {
 
 // Limits of scrapes.
 const (
-	maxScrapes  = 4 // at once; others are told to come again
+	maxScrapes  = 4  // at once; others are told to come again
+	maxClients  = 64 // connections: every user of the host may make some
 	requestTime = 5 * time.Second
 	answerTime  = 20 * time.Second // to collect the metrics, and to send them
 	idleTime    = 2 * time.Minute
@@ -50,7 +53,7 @@ func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry) {
 		ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 	}
 	defer context.AfterFunc(ctx, func() { s.Close() })()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(listen.Limit(l, maxClients)); !errors.Is(err, http.ErrServerClosed) {
 		slog.Error("metrics can't be scraped any more", "address", l.Addr().String(), "error", err)
 	}
 }

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -72,6 +73,42 @@ func TestServe(t *testing.T) {
 		}
 		if test.status == http.StatusOK && !strings.Contains(string(body), `version="1.2.3"`) {
 			t.Errorf("%s", body)
+		}
+	}
+}
+
+// TestClients: who opens connections and leaves them open has only so many, and those who
+// come after them are served.
+func TestClients(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	client := serve(t, NewRegistry("1.2.3"), path, -1)
+	var idle []net.Conn
+	for range maxClients + 1 {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle = append(idle, conn)
+	}
+	extra := idle[maxClients]
+	if err := extra.SetReadDeadline(time.Now().Add(requestTime / 2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := extra.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("one client too many: %v", err)
+	}
+	for _, conn := range idle {
+		conn.Close()
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		resp, err := client.Get("http://x/metrics")
+		if err == nil {
+			resp.Body.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
 		}
 	}
 }
