@@ -97,9 +97,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
-	if err := d.serveMetrics(); err != nil {
-		return errors.Join(err, l.Close())
-	}
+	d.serveMetrics()
 	d.openPage()
 	ready()
 	return d.serve(l)

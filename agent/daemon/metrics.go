@@ -152,21 +152,18 @@ func (m *meters) observed(h *agent.Host) *agent.Host {
 	return &counted
 }
 
-// serveMetrics has the metrics scraped, if that is configured, until the agent ends.
-func (d *daemon) serveMetrics() error {
+// serveMetrics has the metrics scraped, if that is configured, until the agent ends. That
+// they can't be is no reason not to unlock VMs: any user of the host can take a port.
+func (d *daemon) serveMetrics() {
 	if d.Metrics == "" {
-		return nil
+		return
 	}
-	group := -1
-	if d.access.view != noGroup {
-		group = int(d.access.view)
-	}
-	l, err := listen.Local(d.ctx, d.Metrics, group)
+	l, err := listen.Local(d.ctx, d.Metrics, d.viewGroup())
 	if err != nil {
-		return err
+		slog.Error("there are no metrics", "error", err)
+		return
 	}
 	d.background.Go(func() { metrics.Serve(d.ctx, l, d.metrics.registry) })
-	return nil
 }
 
 // askAgain has the key managers asked at once, or once more if they are being asked.

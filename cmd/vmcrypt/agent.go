@@ -99,14 +99,7 @@ func (e *environment) statusPage(c *cli.Context) (string, error) {
 		}
 		return c.String("http"), nil
 	}
-	address := e.config.Agent.HTTP
-	if address == "" {
-		return "", nil
-	}
-	if err := listen.CheckLocal(address); err != nil {
-		return "", fmt.Errorf("%s: agent: http: %w", e.paths.File, err)
-	}
-	return address, nil
+	return e.config.Agent.HTTP, nil
 }
 
 func (e *environment) aliases() (all []daemon.Alias) {

@@ -115,8 +115,8 @@ func checkGroup(t *testing.T, path string, mode fs.FileMode) {
 	}
 }
 
-// TestStatusPageIsLocal: the agent puts it on no other address, and a page that can't be
-// served keeps nobody from unlocking VMs.
+// TestStatusPageIsLocal: the agent puts it on no other address, and a page or metrics that
+// can't be served keep nobody from unlocking VMs.
 func TestStatusPageIsLocal(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -128,10 +128,12 @@ func TestStatusPageIsLocal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	h.configure("  http: " + l.Addr().String())
+	h.configure("  http: " + l.Addr().String() + "\n  metrics: " + l.Addr().String())
 	h.startAgent()
-	if !strings.Contains(h.log(), "there is no status page") {
-		t.Errorf("that the port is taken is not said: %s", h.log())
+	for _, lost := range []string{"there is no status page", "there are no metrics"} {
+		if !strings.Contains(h.log(), lost) {
+			t.Errorf("that %s is not said: %s", lost, h.log())
+		}
 	}
 	h.unlock(h.vm("web01", "scsi0:0"))
 }
