@@ -59,6 +59,9 @@ install /old.deb
 getent group vmcrypt-view vmcrypt-operate vmcrypt-admin
 getent passwd vmcrypt-kms
 vmcrypt --version
+zcat /usr/share/doc/vmcrypt/third-party-licenses.gz >/tmp/licenses
+grep -q '^==== github.com/prometheus/client_golang: NOTICE$' /tmp/licenses
+grep -q '^==== github.com/prometheus/client_golang/internal/.*: LICENSE$' /tmp/licenses # of what it took from others
 man vmcrypt-encrypt | grep -q '^SYNOPSIS'
 man 5 vmcrypt-config | grep -q datastores
 
@@ -78,7 +81,7 @@ sleep 3
 [ "$(systemctl show -P ExecMainStatus vmcrypt-agent)" = 78 ]
 [ "$(systemctl show -P NRestarts vmcrypt-agent)" = 0 ]
 systemctl reset-failed vmcrypt-agent
-rm -r /etc/vmcrypt/* /var/lib/vmcrypt/*
+rm -r /etc/vmcrypt /var/lib/vmcrypt # "vmcrypt init" makes them anew
 
 step "set up"
 mkdir -p /vms/web01
