@@ -138,12 +138,14 @@ func TestVersions(t *testing.T) {
 	all := []string{version()}
 	git("2026-11-22T10:00:01Z", "commit", "-q", "--allow-empty", "-m", "second")
 	all = append(all, version())
+	git("2026-11-22T10:00:02Z", "tag", "v0.1.0-rc.1")
+	all = append(all, version())
 	git("2026-11-22T10:00:02Z", "commit", "-q", "--allow-empty", "-m", "third")
 	git("2026-11-22T10:00:02Z", "tag", "v0.1.0")
 	all = append(all, version())
 	git("2026-11-22T10:00:03Z", "commit", "-q", "--allow-empty", "-m", "fourth")
 	all = append(all, version(), "0.1.1")
-	if all[2] != "0.1.0" || !strings.HasPrefix(all[0], "0.1.0~git20261122.100000.") {
+	if all[2] != "0.1.0~rc.1" || all[3] != "0.1.0" || !strings.HasPrefix(all[0], "0.1.0~git20261122.100000.") {
 		t.Errorf("%q", all)
 	}
 	dpkg, err := exec.LookPath("dpkg")
