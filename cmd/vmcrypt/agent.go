@@ -201,5 +201,5 @@ func clientSocket(c *cli.Context) (string, error) {
 const systemSocket = "/run/vmcrypt/agent.sock"
 
 func agentFlags() []cli.Flag {
-	return []cli.Flag{&cli.StringFlag{Name: "socket", Usage: "ask the agent that listens at `PATH` (default: what the configuration says)"}}
+	return []cli.Flag{&cli.StringFlag{Name: "socket", TakesFile: true, Usage: "ask the agent that listens at `PATH` (default: what the configuration says)"}}
 }
