@@ -105,6 +105,22 @@ func TestDependenciesAreDocumented(t *testing.T) {
 	}
 }
 
+// TestDocumentsAreMerged: no conflict of a merge was left in them.
+func TestDocumentsAreMerged(t *testing.T) {
+	ours, _ := filepath.Glob("*.md")
+	docs, _ := filepath.Glob("docs/*.md")
+	marker := regexp.MustCompile(`(?m)^(<{7}|>{7})( .*)?$`)
+	for _, file := range append(ours, docs...) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := marker.Find(text); m != nil {
+			t.Errorf("%s: %q", file, m)
+		}
+	}
+}
+
 func documentedModules(t *testing.T) []string {
 	text, err := os.ReadFile("docs/dependencies.md")
 	if err != nil {

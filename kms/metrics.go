@@ -276,16 +276,18 @@ func (h Home) registry(s *server) *prometheus.Registry {
 }
 
 // serveMetrics has the metrics scraped until ctx ends, if that is wanted; wait waits for
-// the end.
-func (h Home) serveMetrics(ctx context.Context, s *server) (wait func(), err error) {
+// the end. That they can't be is no reason to give nobody keys: any user of the host can
+// take a port.
+func (h Home) serveMetrics(ctx context.Context, s *server) (wait func()) {
 	if h.Metrics == "" {
-		return func() {}, nil
+		return func() {}
 	}
 	l, err := listen.Local(ctx, h.Metrics, -1)
 	if err != nil {
-		return nil, err
+		slog.Error("key manager: there are no metrics", "error", err)
+		return func() {}
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { metrics.Serve(ctx, l, h.registry(s)) })
-	return serving.Wait, nil
+	return serving.Wait
 }

@@ -110,6 +110,20 @@ func TestStatesChangeWithTime(t *testing.T) {
 	}
 }
 
+// TestKeysWithoutMetrics: whoever has taken the address of the metrics keeps nobody from
+// the keys.
+func TestKeysWithoutMetrics(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	h := newHome(t)
+	h.Metrics = l.Addr().String()
+	serve(t, h)
+	dial(t, h).create("key")
+}
+
 // TestMetricsAreDocumented: the agent's are its own affair.
 func TestMetricsAreDocumented(t *testing.T) {
 	h := newHome(t)

@@ -40,11 +40,7 @@ func (h Home) Serve(ctx context.Context, address string, ready func(net.Addr)) (
 	defer c.stop()
 	// Whoever asks from now on waits for the store instead.
 	defer context.AfterFunc(ctx, c.stop)()
-	scraped, err := h.serveMetrics(ctx, srv)
-	if err != nil {
-		return err
-	}
-	defer scraped()
+	defer h.serveMetrics(ctx, srv)()
 	var marking sync.WaitGroup
 	defer marking.Wait()
 	marking.Go(func() { srv.keepMarking(ctx) })

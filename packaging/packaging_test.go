@@ -55,13 +55,19 @@ func inPlace(t *testing.T, unit string) string {
 }
 
 // TestPackagesAreReproducible: the same sources give the same bytes in another folder, at
-// another time, under another umask.
+// another time, under another umask, on another host.
 func TestPackagesAreReproducible(t *testing.T) {
 	testtool.Long(t)
 	const release = "0.1.0~same"
 	elsewhere := copyOfSources(t)
 	for _, format := range []string{"deb", "rpm"} {
-		here := content(t, makePackage(t, "..", format, release))
+		path := makePackage(t, "..", format, release)
+		here := content(t, path)
+		if rpm, err := exec.LookPath("rpm"); err == nil && format == "rpm" {
+			if host := run(t, rpm, "-qp", "--queryformat", "%{BUILDHOST}", path); host != "localhost" {
+				t.Errorf("the package tells of the host %q", host)
+			}
+		}
 		time.Sleep(1100 * time.Millisecond) // times of files have seconds
 		restore := umask(t, 0o077)
 		there := content(t, makePackage(t, elsewhere, format, release))
@@ -138,12 +144,14 @@ func TestVersions(t *testing.T) {
 	all := []string{version()}
 	git("2026-11-22T10:00:01Z", "commit", "-q", "--allow-empty", "-m", "second")
 	all = append(all, version())
+	git("2026-11-22T10:00:02Z", "tag", "v0.1.0-rc.1")
+	all = append(all, version())
 	git("2026-11-22T10:00:02Z", "commit", "-q", "--allow-empty", "-m", "third")
 	git("2026-11-22T10:00:02Z", "tag", "v0.1.0")
 	all = append(all, version())
 	git("2026-11-22T10:00:03Z", "commit", "-q", "--allow-empty", "-m", "fourth")
 	all = append(all, version(), "0.1.1")
-	if all[2] != "0.1.0" || !strings.HasPrefix(all[0], "0.1.0~git20261122.100000.") {
+	if all[2] != "0.1.0~rc.1" || all[3] != "0.1.0" || !strings.HasPrefix(all[0], "0.1.0~git20261122.100000.") {
 		t.Errorf("%q", all)
 	}
 	dpkg, err := exec.LookPath("dpkg")

@@ -79,19 +79,36 @@ documents() {
     put_compressed "$stage/licenses" /usr/share/doc/vmcrypt third-party-licenses.gz
     changelog >"$stage/changelog"
     put_compressed "$stage/changelog" /usr/share/doc/vmcrypt changelog.gz
-    [ "$format" != deb ] || put 644 packaging/debian/vmcrypt /usr/share/lintian/overrides
+    if [ "$format" = deb ]; then
+        put 644 packaging/debian/vmcrypt /usr/share/lintian/overrides
+    else
+        put 644 LICENSE /usr/share/doc/vmcrypt # Debian has this one at hand
+    fi
 }
 
-# licenses: the notices of the modules that the program has in it.
+# licenses: the notices of the modules that the program has in it, and of packages that
+# these took from elsewhere.
 licenses() {
     local path dir notice
-    go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' ./cmd/vmcrypt | sort -u |
+    module_folders | sort -u |
         while read -r path dir; do
             for notice in "$dir"/LICENSE* "$dir"/NOTICE* "$dir"/COPYING*; do
                 [ ! -f "$notice" ] || printf '==== %s: %s\n\n%s\n\n' "$path" "${notice##*/}" "$(cat "$notice")"
             done
         done
     printf '==== Go: LICENSE\n\n%s\n' "$(cat "$(go env GOROOT)/LICENSE")"
+}
+
+# module_folders: what the program's packages are called and where they lie, and the
+# folders above them up to that of their module.
+module_folders() {
+    local path dir module
+    go list -deps -f '{{if .Module}}{{if not .Module.Main}}{{.ImportPath}} {{.Dir}} {{.Module.Path}}{{end}}{{end}}' ./cmd/vmcrypt |
+        while read -r path dir module; do
+            while echo "$path $dir" && [ "$path" != "$module" ]; do
+                path=${path%/*} dir=${dir%/*}
+            done
+        done
 }
 
 # changelog: what Debian wants of every package, which leads to ours.

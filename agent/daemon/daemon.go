@@ -98,7 +98,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if err != nil {
 		return err
 	}
-	d.openMetrics()
+	d.serveMetrics()
 	d.openPage()
 	ready()
 	return d.serve(l)

@@ -152,15 +152,15 @@ func (m *meters) observed(h *agent.Host) *agent.Host {
 	return &counted
 }
 
-// openMetrics has the metrics scraped, if that is configured, until the agent ends. That
-// they can't be is no reason not to unlock VMs.
-func (d *daemon) openMetrics() {
+// serveMetrics has the metrics scraped, if that is configured, until the agent ends. That
+// they can't be is no reason not to unlock VMs: any user of the host can take a port.
+func (d *daemon) serveMetrics() {
 	if d.Metrics == "" {
 		return
 	}
 	l, err := listen.Local(d.ctx, d.Metrics, d.viewGroup())
 	if err != nil {
-		slog.Error("metrics can't be scraped", "error", err)
+		slog.Error("there are no metrics", "error", err)
 		return
 	}
 	d.background.Go(func() { metrics.Serve(d.ctx, l, d.metrics.registry) })

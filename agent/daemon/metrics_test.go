@@ -155,7 +155,7 @@ func TestMetricsOfAnOrdinaryUser(t *testing.T) {
 	defer stop()
 	d.ctx, d.own.uid, d.access.view = ctx, 1000, uint32(os.Getgid())
 	d.Metrics = d.Socket + ".metrics"
-	d.openMetrics()
+	d.serveMetrics()
 	if info, err := os.Lstat(d.Metrics); err != nil || info.Mode() != os.ModeSocket|0o600 {
 		t.Errorf("the socket: %v, %v", info, err)
 	}

@@ -99,14 +99,7 @@ func (e *environment) statusPage(c *cli.Context) (string, error) {
 		}
 		return c.String("http"), nil
 	}
-	address := e.config.Agent.HTTP
-	if address == "" {
-		return "", nil
-	}
-	if err := listen.CheckLocal(address); err != nil {
-		return "", fmt.Errorf("%s: agent: http: %w", e.paths.File, err)
-	}
-	return address, nil
+	return e.config.Agent.HTTP, nil
 }
 
 func (e *environment) aliases() (all []daemon.Alias) {
@@ -208,5 +201,5 @@ func clientSocket(c *cli.Context) (string, error) {
 const systemSocket = "/run/vmcrypt/agent.sock"
 
 func agentFlags() []cli.Flag {
-	return []cli.Flag{&cli.StringFlag{Name: "socket", Usage: "ask the agent that listens at `PATH` (default: what the configuration says)"}}
+	return []cli.Flag{&cli.StringFlag{Name: "socket", TakesFile: true, Usage: "ask the agent that listens at `PATH` (default: what the configuration says)"}}
 }

@@ -115,8 +115,8 @@ func checkGroup(t *testing.T, path string, mode fs.FileMode) {
 	}
 }
 
-// TestStatusPageIsLocal: the agent puts it on no other address, and neither a page nor
-// metrics that can't be served keep anybody from unlocking VMs.
+// TestStatusPageIsLocal: the agent puts it on no other address, and a page or metrics that
+// can't be served keep nobody from unlocking VMs.
 func TestStatusPageIsLocal(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -130,9 +130,9 @@ func TestStatusPageIsLocal(t *testing.T) {
 	defer l.Close()
 	h.configure("  http: " + l.Addr().String() + "\n  metrics: " + l.Addr().String())
 	h.startAgent()
-	for _, said := range []string{"there is no status page", "metrics can't be scraped"} {
-		if !strings.Contains(h.log(), said) {
-			t.Errorf("that the port is taken is not said: %s", h.log())
+	for _, lost := range []string{"there is no status page", "there are no metrics"} {
+		if !strings.Contains(h.log(), lost) {
+			t.Errorf("that %s is not said: %s", lost, h.log())
 		}
 	}
 	h.unlock(h.vm("web01", "scsi0:0"))

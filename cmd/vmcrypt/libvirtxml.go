@@ -28,7 +28,7 @@ func libvirtXMLCommand() *cli.Command {
 			"as it was:\n" +
 			"  virsh dumpxml --inactive --security-info web01 | vmcrypt libvirt-xml web01.vmx --domain - | virsh define /dev/stdin",
 		Flags: append(agentFlags(),
-			&cli.StringFlag{Name: "domain", Usage: "change the XML in `FILE` (-: standard input)"},
+			&cli.StringFlag{Name: "domain", TakesFile: true, Usage: "change the XML in `FILE` (-: standard input)"},
 			&cli.StringSliceFlag{Name: "disk", Usage: "only the disk at `NODE`; can be repeated"},
 			&cli.StringSliceFlag{Name: "target", Usage: "take or add the domain's disk with this device: `NODE=DEVICE`; can be repeated"},
 			&cli.BoolFlag{Name: "remove", Usage: "lead the domain back to the files of disks that were decrypted"},

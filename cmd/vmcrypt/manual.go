@@ -248,8 +248,12 @@ func configPage() string {
 	return b.String()
 }
 
+// examples are lines that stay as they are.
+var examples = regexp.MustCompile(`(?m)^ .*(\n .*)*`)
+
 func paragraphs(text string) string {
-	return strings.ReplaceAll(roff(strings.TrimSpace(text)), "\n\n", "\n.PP\n")
+	text = strings.ReplaceAll(roff(strings.TrimSpace(text)), "\n\n", "\n.PP\n")
+	return examples.ReplaceAllString(text, ".nf\n$0\n.fi")
 }
 
 // roff is text in which nothing is a command of roff.

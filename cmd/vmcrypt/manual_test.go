@@ -62,6 +62,10 @@ func TestManualPages(t *testing.T) {
 			t.Errorf("the page of encrypt has no %q:\n%s", expected, text)
 		}
 	}
+	const command = "  virsh dumpxml --inactive --security-info web01 | vmcrypt libvirt-xml web01.vmx --domain - | virsh define /dev/stdin\n"
+	if text, _ := readPage(t, man, filepath.Join(pages, "vmcrypt-libvirt-xml.1")); !strings.Contains(text, command) {
+		t.Errorf("the page of libvirt-xml has not in one line: %s\n%s", command, text)
+	}
 	if entries, err := os.ReadDir(pages); err != nil || len(entries) != len(want) {
 		t.Errorf("%d pages for %d commands, %v", len(entries), len(want), err)
 	}
@@ -77,6 +81,18 @@ func readPage(t *testing.T, man, path string) (text, warnings string) {
 		t.Fatalf("%s: %v\n%s", path, err, errs.String())
 	}
 	return out.String(), errs.String()
+}
+
+// TestFlagsOfPaths: shells complete the values of all flags that take a path.
+func TestFlagsOfPaths(t *testing.T) {
+	for _, n := range tree(newApp()) {
+		for _, f := range n.flags() {
+			placeholder, _ := value(f)
+			if path := slices.Contains([]string{"FILE", "PATH", "DIR"}, placeholder); path != takesFile(f) {
+				t.Errorf("%s --%s %s: completed as a path: %v", n.name(), f.Names()[0], placeholder, takesFile(f))
+			}
+		}
+	}
 }
 
 // completions are what a shell is to offer for the last word, among others and not.

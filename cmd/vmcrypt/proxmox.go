@@ -21,7 +21,7 @@ func proxmoxHookCommand() *cli.Command {
 		ArgsUsage: "VMID PHASE",
 		Description: "The VM's notes name the descriptor in a line of its own, \"vmcrypt: /path/web01.vmx\". At pre-start the\n" +
 			"disks are unlocked, and the VM starts only if that works; at post-stop they are locked.",
-		Flags:  append(agentFlags(), &cli.StringFlag{Name: "conf", Usage: "the VM's configuration is in `FILE` (default: /etc/pve/qemu-server/VMID.conf)"}),
+		Flags:  append(agentFlags(), &cli.StringFlag{Name: "conf", TakesFile: true, Usage: "the VM's configuration is in `FILE` (default: /etc/pve/qemu-server/VMID.conf)"}),
 		Action: proxmoxHook,
 	})
 }

@@ -22,7 +22,7 @@ func serveCommand() *cli.Command {
 			"or change it where it is served with --read-only.",
 		Flags: append(targetFlags(),
 			&cli.StringSliceFlag{Name: "disk", Usage: "serve the disk at `NODE`, such as scsi0:0, where there are several"},
-			&cli.StringFlag{Name: "socket", Usage: "make the unix socket at `PATH`"},
+			&cli.StringFlag{Name: "socket", TakesFile: true, Usage: "make the unix socket at `PATH`"},
 			&cli.BoolFlag{Name: "read-only", Usage: "serve the disk for reading only"}),
 		Action: serveDisk,
 	})

@@ -193,21 +193,23 @@ func (c *Config) check() *keyError {
 			return wrong("name at least one key manager", "aliases", name, "servers")
 		}
 	}
-	if err := checkMetrics("agent", c.Agent.Metrics); err != nil {
-		return err
-	}
-	if err := checkMetrics("kms", c.KMS.Metrics); err != nil {
+	if err := c.checkAddresses(); err != nil {
 		return err
 	}
 	return c.checkDatastores()
 }
 
-func checkMetrics(section, address string) *keyError {
-	if address == "" {
-		return nil
-	}
-	if err := listen.CheckLocal(address); err != nil {
-		return wrong(fmt.Sprintf("%q: %v", address, err), section, "metrics")
+// checkAddresses checks those that only this host may reach.
+func (c *Config) checkAddresses() *keyError {
+	for _, at := range []struct{ section, key, address string }{
+		{"agent", "http", c.Agent.HTTP}, {"agent", "metrics", c.Agent.Metrics}, {"kms", "metrics", c.KMS.Metrics},
+	} {
+		if at.address == "" {
+			continue
+		}
+		if err := listen.CheckLocal(at.address); err != nil {
+			return wrong(err.Error(), at.section, at.key)
+		}
 	}
 	return nil
 }

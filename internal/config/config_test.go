@@ -116,16 +116,17 @@ func TestLocate(t *testing.T) {
 	}
 }
 
-func TestMetricsAreForThisHostOnly(t *testing.T) {
-	for _, section := range []string{"agent", "kms"} {
+func TestSomeAddressesAreForThisHostOnly(t *testing.T) {
+	for _, key := range []string{"agent: http", "agent: metrics", "kms: metrics"} {
+		section, name, _ := strings.Cut(key, ": ")
 		for address, good := range map[string]bool{
 			"/run/vmcrypt/metrics.sock": true, "127.0.0.1:9750": true, `"[::1]:9750"`: true,
 			"0.0.0.0:9750": false, "9750": false, "metrics.sock": false, `":9750"`: false, "192.0.2.7:9750": false,
 		} {
-			path := write(t, "engine: auto\n"+section+":\n  metrics: "+address+"\n")
+			path := write(t, "engine: auto\n"+section+":\n  "+name+": "+address+"\n")
 			_, err := Load(path)
-			if good != (err == nil) || err != nil && !strings.HasPrefix(err.Error(), path+":3: "+section+": metrics: ") {
-				t.Errorf("%s %s: %v", section, address, err)
+			if good != (err == nil) || err != nil && !strings.HasPrefix(err.Error(), path+":3: "+key+": ") {
+				t.Errorf("%s %s: %v", key, address, err)
 			}
 		}
 	}

@@ -28,6 +28,11 @@ disk_server() { vmcrypt list --json | field pid; }
 # in_scope PID: it lives in a unit of its own.
 in_scope() { grep -q "/vmcrypt-disk-[^/]*\.scope$" "/proc/$1/cgroup"; }
 
+# fails COMMAND...: "! COMMAND" alone would end nothing (errexit).
+fails() {
+    ! "$@" || { echo "should have failed: $*"; return 1; }
+}
+
 # eventually COMMAND...
 eventually() {
     local i
@@ -59,6 +64,9 @@ install /old.deb
 getent group vmcrypt-view vmcrypt-operate vmcrypt-admin
 getent passwd vmcrypt-kms
 vmcrypt --version
+zcat /usr/share/doc/vmcrypt/third-party-licenses.gz >/tmp/licenses
+grep -q '^==== github.com/prometheus/client_golang: NOTICE$' /tmp/licenses
+grep -q '^==== github.com/prometheus/client_golang/internal/.*: LICENSE$' /tmp/licenses # of what it took from others
 man vmcrypt-encrypt | grep -q '^SYNOPSIS'
 man 5 vmcrypt-config | grep -q datastores
 
@@ -72,13 +80,13 @@ fi
 step "a configuration without datastores"
 vmcrypt init | tee /tmp/init
 grep -q 'systemctl enable --now vmcrypt-kms.service vmcrypt-agent.service' /tmp/init
-! systemctl start vmcrypt-agent
+fails systemctl start vmcrypt-agent
 sleep 3
 [ "$(systemctl show -P ActiveState vmcrypt-agent)" = failed ]
 [ "$(systemctl show -P ExecMainStatus vmcrypt-agent)" = 78 ]
 [ "$(systemctl show -P NRestarts vmcrypt-agent)" = 0 ]
 systemctl reset-failed vmcrypt-agent
-rm -r /etc/vmcrypt/* /var/lib/vmcrypt/*
+rm -r /etc/vmcrypt /var/lib/vmcrypt # "vmcrypt init" makes them anew
 
 step "set up"
 mkdir -p /vms/web01
@@ -156,8 +164,8 @@ eventually serves "$second"
 
 step "lock, without a control socket"
 rm /run/vmcrypt/vms/*/control.sock
-! vmcrypt lock web01
-! vmcrypt lock --force web01 # it can't tell whether the disks were flushed
+fails vmcrypt lock web01
+fails vmcrypt lock --force web01 # it can't tell whether the disks were flushed
 eventually test ! -e "/proc/$second"
 vmcrypt unlock web01
 vmcrypt lock web01
@@ -203,7 +211,7 @@ keys=$(sha256sum /var/lib/vmcrypt/kms/root.key /etc/vmcrypt/*)
 apt-get remove -q -y vmcrypt | tee /tmp/remove
 grep -q 'disks of 1 VMs stay unlocked' /tmp/remove
 [ ! -e /usr/bin/vmcrypt ]
-! systemctl is-active vmcrypt-agent vmcrypt-kms
+fails systemctl is-active vmcrypt-agent vmcrypt-kms
 kill -0 "$third"
 # The hook stays, as a file that may have been changed, and does nothing any more.
 echo "<domain><metadata xmlns:v='urn:vmcrypt:libvirt:1'/></domain>" | /etc/libvirt/hooks/qemu.d/vmcrypt web01 prepare begin -
