@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/internal/audit"
+	"github.com/vmcrypt/vmcrypt/internal/listen"
 )
 
 const (
@@ -57,7 +57,7 @@ func (h Home) startControl(s *server, address net.Addr) (*control, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenPrivate(path)
+	l, err := listen.Private(context.Background(), path)
 	if err != nil {
 		folder.Close()
 		return nil, fmt.Errorf("%s: %w", h.path(controlFile), err)
@@ -69,21 +69,6 @@ func (h Home) startControl(s *server, address net.Addr) (*control, error) {
 	}}
 	go c.http.Serve(l) //nolint:errcheck // ends with stop
 	return c, nil
-}
-
-func listenPrivate(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
 }
 
 // stop removes the socket, lets a snapshot in progress finish for a while, and
