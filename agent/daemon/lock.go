@@ -73,9 +73,9 @@ var (
 	ErrClients = fmt.Errorf("%w: clients are connected", image.ErrInUse)
 	// ErrSilent is the error for a VM of whose disks nobody knows whether they are open.
 	ErrSilent = fmt.Errorf("%w: clients may be connected, for the disk server does not answer", image.ErrInUse)
-	// ErrWaiting is the error for a VM whose disk server is started again: who had its
-	// disks open may connect once more.
-	ErrWaiting = fmt.Errorf("%w: clients may wait for the disk server, which is started again", image.ErrInUse)
+	// ErrWaiting is the error for a VM whose disk server is started again, or just was:
+	// who had its disks open may connect once more.
+	ErrWaiting = fmt.Errorf("%w: clients may be about to connect again, for the disk server has died", image.ErrInUse)
 )
 
 // awaitClients waits for clients to go. QEMU's connections may live a moment longer than it.
@@ -100,13 +100,13 @@ func (m *machine) checkClients(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: %s: %w", ErrSilent, m.descriptor, silence)
 	}
-	return connected(vm)
+	return errors.Join(connected(vm), m.checkGuest())
 }
 
-// checkGuest is for a disk server that is no more. It has no clients, but the guest for
-// which the VM is unlocked may wait for the next one.
+// checkGuest is for a disk server without clients: the guest for which the VM is unlocked
+// may be about to connect again.
 func (m *machine) checkGuest() error {
-	if w := m.wants(); w != nil && w.Owner != "" && !w.Locking {
+	if w := m.wants(); w != nil && w.Owner != "" && !w.Locking && m.mayReconnect() {
 		return fmt.Errorf("%w: %s, for %s", ErrWaiting, m.descriptor, w.Owner)
 	}
 	return nil

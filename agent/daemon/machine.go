@@ -27,6 +27,7 @@ type machine struct {
 	wish    *wish              // nil if the VM is locked
 	server  *process           // the disk server; nil if there is none, or none is known
 	problem string             // why it was not started again, or does not end
+	revived time.Time          // when the disk server was started again
 	pause   time.Duration      // before it was started last, if the one before had a short life
 	lockers int                // who are about to lock the VM
 	attempt context.CancelFunc // of a restart that is under way, or nil
@@ -145,6 +146,28 @@ func (m *machine) died(server *process) bool {
 	}
 	m.server = nil
 	return true
+}
+
+// reconnectTime is how long QEMU may take to connect to a disk server that was started
+// again: it tries ever less often, up to every 16 s.
+const reconnectTime = 30 * time.Second
+
+// revives notes that the disk server was started again.
+func (m *machine) revives() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.revived = time.Now()
+}
+
+// mayReconnect tells whether clients may be about to come back that are not to be seen:
+// the disk server is no more, or has just been started again.
+func (m *machine) mayReconnect() bool {
+	if !m.serves() {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Since(m.revived) < reconnectTime
 }
 
 // isNews notes how an attempt to start the disk server again ended, and tells whether

@@ -47,10 +47,10 @@ func (m *machine) mayForce(r api.LockRequest) (bool, error) {
 	return r.Force && w.Owner == r.Owner, m.checkWaiting(*w, r.Owner)
 }
 
-// checkWaiting keeps an owner from what is unlocked for nobody while its disk server is
-// started again: its clients are not to be seen then, but wait for it.
+// checkWaiting keeps an owner from what is unlocked for nobody while its clients may be
+// about to connect again.
 func (m *machine) checkWaiting(w wish, owner string) error {
-	if owner == "" || w.Owner != "" || w.Locking || m.serves() {
+	if owner == "" || w.Owner != "" || w.Locking || !m.mayReconnect() {
 		return nil
 	}
 	return fmt.Errorf("%w: %s, for nobody in particular", ErrWaiting, w.VM.Descriptor)

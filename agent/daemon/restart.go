@@ -106,6 +106,9 @@ func (m *machine) tryRestart() (done bool) {
 	defer m.attempting(nil)
 	e := m.entry(ctx, actRestart, *w)
 	err := m.start(ctx, m.descriptor, *w, e)
+	if err == nil {
+		m.revives()
+	}
 	if news := m.isNews(err); news || len(e.Keys) > 0 {
 		m.conclude(e, err)
 	}

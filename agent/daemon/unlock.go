@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"syscall"
@@ -69,7 +70,7 @@ func (m *machine) unlockAgain(has, want wish, vm *api.VM) (*api.VM, error) {
 	case has.Owner != "":
 		return nil, has.owned()
 	}
-	if err := connected(vm); err != nil {
+	if err := errors.Join(connected(vm), m.checkWaiting(has, want.Owner)); err != nil {
 		return nil, err
 	}
 	has.Owner, vm.Owner = want.Owner, want.Owner

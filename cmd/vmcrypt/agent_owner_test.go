@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
@@ -71,6 +72,33 @@ func TestOwnerOfUnlocked(t *testing.T) {
 	conn = connect(t, h.named("web01"))
 	defer conn.Close()
 	h.lock(vm, "--owner", "libvirt:1", "--force")
+	h.untouched()
+}
+
+// TestOwnerAfterRestart: when a disk server was started again, the clients of the former
+// one are about to come back. Until then the VM does not pass for unused.
+func TestOwnerAfterRestart(t *testing.T) {
+	t.Parallel()
+	h := startHost(t)
+	vm := h.vm("web01", "scsi0:0")
+	for owner, refused := range map[string][]string{
+		"":          {"unlock", vm, "--owner", "libvirt:1"},
+		"libvirt:1": {"lock", vm},
+	} {
+		first := h.unlock(vm, "--owner", owner)
+		if err := syscall.Kill(*first.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is started again", func() bool {
+			again := h.named("web01")
+			return again.State == api.Unlocked && *again.PID != *first.PID
+		})
+		h.fails(exitInUse, []string{"about to connect again", "--force"}, refused...)
+		if got := h.named("web01"); got.State != api.Unlocked || got.Owner != owner {
+			t.Errorf("then it is %+v", got)
+		}
+		h.lock(vm, "--owner", owner, "--force")
+	}
 	h.untouched()
 }
 
