@@ -44,7 +44,7 @@ type race[T any] struct {
 	work     func(context.Context, *session) (T, error)
 	drop     func(T) // wipes what came too late
 	outcomes chan outcome[T]
-	pending  int
+	pending  map[*server]time.Time // who is at it, and since when
 	faults   []*fault
 	final    bool // the last fault is
 }
@@ -53,7 +53,7 @@ type race[T any] struct {
 func ask[T any](ctx context.Context, c *Cluster, work func(context.Context, *session) (T, error), drop func(T)) (T, error) {
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &race[T]{cluster: c, work: work, drop: drop, outcomes: make(chan outcome[T])}
+	r := &race[T]{cluster: c, work: work, drop: drop, outcomes: make(chan outcome[T]), pending: map[*server]time.Time{}}
 	for _, site := range c.order() {
 		value, ok := r.askSite(running, site)
 		if ok {
@@ -74,11 +74,12 @@ func (r *race[T]) askSite(ctx context.Context, left []*server) (value T, ok bool
 	left = r.begin(ctx, left)
 	silence := time.NewTimer(r.cluster.hedgeAfter)
 	defer silence.Stop()
-	for r.pending > 0 {
+	for len(r.pending) > 0 {
 		select {
 		case o := <-r.outcomes:
-			r.pending--
+			delete(r.pending, o.server)
 			if o.err == nil {
+				r.noteSilent()
 				return o.value, true
 			}
 			f := r.cluster.diagnose(o.server.Address, o.err)
@@ -107,7 +108,7 @@ func (r *race[T]) begin(ctx context.Context, left []*server) []*server {
 		return nil
 	}
 	s := left[0]
-	r.pending++
+	r.pending[s] = time.Now()
 	go func() {
 		value, err := work(ctx, s, r.work)
 		r.outcomes <- outcome[T]{s, value, err}
@@ -123,8 +124,18 @@ func (r *race[T]) abandon() {
 				r.drop(o.value)
 			}
 		}
-	}(r.pending)
-	r.pending = 0
+	}(len(r.pending))
+	clear(r.pending)
+}
+
+// noteSilent has those asked last for a while that were silent when another could help:
+// the next who needs a key does not wait for them.
+func (r *race[T]) noteSilent() {
+	for s, begun := range r.pending {
+		if time.Since(begun) >= r.cluster.hedgeAfter {
+			s.rest()
+		}
+	}
 }
 
 // work has a server do something: once more if a connection that was kept turns out to be

@@ -19,7 +19,7 @@ type server struct {
 
 	mu     sync.Mutex
 	idle   []*session  // the one used last comes last
-	failed int         // how often in a row no connection could be made, or none held
+	failed int         // how often in a row it did not answer
 	resume time.Time   // until when it is asked last
 	probe  *time.Timer // asks it in the background at that time; nil while all is well
 }
@@ -118,12 +118,17 @@ func (s *server) keep(conn *session) bool {
 	return true
 }
 
-// noteFailure has the server asked last for a while, the longer the more often it failed,
-// and looks after it meanwhile. That a caller gave up is no failure of the server's.
+// noteFailure is for work that ended with an error, or nil. That a caller gave up is no
+// failure of the server's.
 func (s *server) noteFailure(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil || s.cluster.diagnose(s.Address, err).answered {
-		return
+	if err != nil && ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
+		s.rest()
 	}
+}
+
+// rest has the server asked last for a while, the longer the more often in a row, and
+// looks after it meanwhile.
+func (s *server) rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rest := min(firstRest<<min(s.failed, 6), maxRest)
@@ -160,8 +165,12 @@ func (s *server) rests(now time.Time) bool {
 func (s *server) tryAgain() {
 	ctx, cancel := context.WithTimeout(s.cluster.kept, s.cluster.timeout)
 	defer cancel()
-	if conn, err := s.takeNew(ctx); err == nil {
+	conn, err := s.takeNew(ctx)
+	switch {
+	case err == nil:
 		s.done(ctx, conn, nil)
+	case ctx.Err() != nil && s.cluster.kept.Err() == nil: // it was silent to the end
+		s.rest()
 	}
 }
 
