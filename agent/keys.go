@@ -67,18 +67,26 @@ func (h *Host) fetch(ctx context.Context, ref kekRef) (*kek.Key, error) {
 }
 
 // forWrapping returns the KEK that new DEKs are wrapped under: the named one, or
-// one that the key manager makes now.
+// one that the key manager makes now. Every key manager of the alias has it.
 func (k *keyring) forWrapping(ctx context.Context, alias, id string) (*kek.Key, error) {
-	if id != "" {
-		key, err := k.get(ctx, alias, id)
-		if err != nil {
-			return nil, err
-		}
-		return key, key.Usable()
-	}
 	cluster, err := k.host.Cluster(alias)
 	if err != nil {
 		return nil, err
+	}
+	key, err := k.newOr(ctx, cluster, alias, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := key.Usable(); err != nil {
+		return nil, err
+	}
+	return key, cluster.Prove(ctx, key)
+}
+
+// newOr returns the named KEK, or one that is made now.
+func (k *keyring) newOr(ctx context.Context, cluster *kek.Cluster, alias, id string) (*kek.Key, error) {
+	if id != "" {
+		return k.get(ctx, alias, id)
 	}
 	key, err := cluster.Create(ctx)
 	if err != nil {

@@ -57,6 +57,12 @@ type Config struct {
 	// one of its site is asked, too, for what changes nothing. The default is 2s; with 0,
 	// the next one is asked only after Timeout, as vCenter does.
 	HedgeAfter *time.Duration `yaml:"hedgeAfter"`
+	// ReplicaWait is how long a key manager may take to have a key that another one has
+	// made. The default is 30s.
+	ReplicaWait time.Duration `yaml:"replicaWait"`
+	// MinReplicas is how many key managers have to give a key before anything is encrypted
+	// with it. The default is all that can be reached, at least 1.
+	MinReplicas int `yaml:"minReplicas"`
 	// MaxConnections is how many connections are made to each key manager at most. The
 	// default is 4.
 	MaxConnections int `yaml:"maxConnections"`
@@ -69,6 +75,7 @@ const (
 	defaultTimeout        = 60 * time.Second
 	defaultConnectTimeout = 10 * time.Second
 	defaultHedgeAfter     = 2 * time.Second
+	defaultReplicaWait    = 30 * time.Second
 	defaultMaxConnections = 4
 	never                 = time.Duration(math.MaxInt64)
 )
@@ -99,6 +106,8 @@ type Cluster struct {
 	dialTimeout time.Duration
 	timeout     time.Duration
 	hedgeAfter  time.Duration
+	replicaWait time.Duration
+	minReplicas int
 	timeouts    kmipwire.Timeouts
 	tls         *tls.Config
 	expiry      time.Time // of the client certificate
@@ -118,6 +127,8 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		dialTimeout: cmp.Or(config.ConnectTimeout, defaultConnectTimeout),
 		timeout:     cmp.Or(config.Timeout, defaultTimeout),
 		hedgeAfter:  defaultHedgeAfter,
+		replicaWait: cmp.Or(config.ReplicaWait, defaultReplicaWait),
+		minReplicas: config.MinReplicas,
 		tls:         kmipwire.TLSConfig(),
 		files:       stamps(config), // as they are before they are read
 	}
@@ -143,6 +154,9 @@ func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 func (c *Cluster) addServers(config Config) error {
 	if len(config.Servers) == 0 {
 		return errors.New("servers: at least one key manager is needed")
+	}
+	if config.MinReplicas < 0 || config.MinReplicas > len(config.Servers) {
+		return fmt.Errorf("minReplicas: %d of %d key managers", config.MinReplicas, len(config.Servers))
 	}
 	c.site = cmp.Or(config.Site, config.Servers[0].Site)
 	places := cmp.Or(config.MaxConnections, defaultMaxConnections)

@@ -87,6 +87,7 @@ var codes = []struct {
 	{kek.ErrDenied, exitKey},
 	{kek.ErrDestroyed, exitKey},
 	{kek.ErrInactive, exitKey},
+	{kek.ErrUnproven, exitKey},
 	{kek.ErrUnsuitable, exitKey},
 	{kek.ErrUnavailable, exitNoKeyManager},
 }
@@ -134,6 +135,7 @@ var hints = []struct {
 	{agent.ErrUnrecorded, "find the descriptor; if the disk is surely plain, remove its attribute user.vmcrypt.disk"},
 	{blockcrypt.ErrSectorSize, "use --sector-size 512"},
 	{agent.ErrAlias, "add the alias to the configuration, or name another one with --kms"},
+	{kek.ErrUnproven, "nothing was encrypted with it; see that the key managers replicate, or set minReplicas of the alias to how many have to have a key"},
 	{kek.ErrNotFound, "check that the alias leads to the key manager that the disk was encrypted under"},
 	{kek.ErrDestroyed, "only a backup of the key manager can bring the key back"},
 	{kek.ErrDenied, "let the key manager's administrator grant this host's certificate access to the key"},

@@ -1,0 +1,94 @@
+package kek
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+var (
+	// ErrUnproven: fewer key managers give the key than have to, or one gives another.
+	ErrUnproven = errors.New("the key is not at all the key managers that should have it")
+	// errDifferent: a key manager gives other bytes under the same Unique Identifier.
+	errDifferent = errors.New("it gives another key under this ID: its replicas disagree, so nothing may be encrypted with it")
+)
+
+// replicaPause is between two times that a replica is asked for a key that it lacks.
+const replicaPause = 500 * time.Millisecond
+
+// Prove has every server of the cluster give a key that is about to be relied on, and
+// compares what they give. One that lacks it is asked again for as long as a replica may
+// take; one that can't be reached does not count. The error wraps ErrUnproven.
+func (c *Cluster) Prove(ctx context.Context, key *Key) error {
+	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
+	defer cancel()
+	proofs := make([]error, len(c.servers))
+	var asking sync.WaitGroup
+	for i, s := range c.servers {
+		asking.Go(func() { proofs[i] = s.prove(ctx, waiting, key) })
+	}
+	asking.Wait()
+	if ctx.Err() != nil {
+		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
+	}
+	return c.judge(key.ID, proofs)
+}
+
+// prove asks one server until it gives the key, or waiting ends.
+func (s *server) prove(ctx, waiting context.Context, key *Key) error {
+	for {
+		err := s.compare(ctx, key)
+		if !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		select {
+		case <-time.After(replicaPause):
+		case <-waiting.Done():
+			return err
+		}
+	}
+}
+
+// compare fetches a key, and compares it with the one that is known.
+func (s *server) compare(ctx context.Context, key *Key) error {
+	has, err := work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, key.ID) })
+	if err != nil {
+		return err
+	}
+	defer has.Destroy()
+	if subtle.ConstantTimeCompare(has.Material.Bytes(), key.Material.Bytes()) != 1 {
+		return errDifferent
+	}
+	return has.Usable()
+}
+
+// judge tells whether enough servers gave the key.
+func (c *Cluster) judge(id string, proofs []error) error {
+	good, unreachable := 0, 0
+	var wrong []string
+	for i, err := range proofs {
+		if err == nil {
+			good++
+			continue
+		}
+		f := c.diagnose(c.servers[i].Address, err)
+		if !f.answered {
+			unreachable++
+		}
+		wrong = append(wrong, f.address+": "+f.Error())
+	}
+	different := slices.ContainsFunc(proofs, func(err error) bool { return errors.Is(err, errDifferent) })
+	enough := good > 0 && good+unreachable == len(proofs)
+	if c.minReplicas > 0 {
+		enough = good >= c.minReplicas
+	}
+	if enough && !different {
+		return nil
+	}
+	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), strings.Join(wrong, "; "))
+}

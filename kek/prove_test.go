@@ -1,0 +1,70 @@
+package kek
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// TestProve: nothing is encrypted with a key that a key manager lacks, or has otherwise.
+func TestProve(t *testing.T) {
+	lacks := func() *fake { return &fake{edit: fail(kmip14.OperationGet, kmip14.ResultReasonItemNotFound, "")} }
+	other := &fake{edit: given(func(r *kmipwire.GetResponse) { r.SymmetricKey.KeyBlock.KeyValue.KeyMaterial[0] ^= 1 })}
+	down := func() *fake { return &fake{raw: closes(kmip14.OperationDiscoverVersions)} }
+	for name, test := range map[string]struct {
+		others []*fake
+		least  int
+		want   string // "" for good
+	}{
+		"alone":               {nil, 0, ""},
+		"all":                 {[]*fake{{}, {}}, 0, ""},
+		"one down":            {[]*fake{down(), {}}, 0, ""},
+		"one down, all count": {[]*fake{down(), {}}, 3, "2 of 3"},
+		"one lacks it":        {[]*fake{lacks(), {}}, 0, "2 of 3"},
+		"one may lack it":     {[]*fake{lacks(), {}}, 2, ""},
+		"one differs":         {[]*fake{other, {}}, 1, "another key"},
+		"one has it inactive": {[]*fake{{edit: state(kmip14.StateDeactivated)}}, 0, "not active"},
+	} {
+		c := cluster(t, append([]*fake{{}}, test.others...)...)
+		c.replicaWait, c.minReplicas = 10*time.Millisecond, test.least
+		key, err := c.Get(t.Context(), "7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Prove(t.Context(), key)
+		key.Destroy()
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			expect(t, err, ErrUnproven)
+		}
+	}
+}
+
+// TestProveWaits: a replica that is late is waited for.
+func TestProveWaits(t *testing.T) {
+	late := &fake{}
+	asked := 0
+	late.edit = func(op kmip14.Operation, resp *kmipwire.ResponseMessage) {
+		if op != kmip14.OperationGet {
+			return
+		}
+		if asked++; asked < 3 {
+			fail(op, kmip14.ResultReasonItemNotFound, "")(op, resp)
+		}
+	}
+	c := cluster(t, &fake{}, late)
+	key, err := c.Get(t.Context(), "7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Destroy()
+	if err := c.Prove(t.Context(), key); err != nil || asked != 3 {
+		t.Errorf("asked %d times: %v", asked, err)
+	}
+}
