@@ -19,12 +19,9 @@ package kek
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
@@ -45,6 +42,9 @@ type Config struct {
 	// CA is the path of the certificates of the authorities that may vouch for
 	// the key managers: PEM. The system's authorities do not count.
 	CA string `yaml:"ca"`
+	// Pin is the fingerprint of the one certificate that the key managers may show, as
+	// "sha256:HEX" of its DER form: instead of CA, and of what it says about names.
+	Pin string `yaml:"pin"`
 }
 
 // Server is one key manager.
@@ -52,6 +52,11 @@ type Server struct {
 	// Address is host:port; 5696 is KMIP's usual port. The key manager's
 	// certificate must be for this host, a name or an IP address.
 	Address string `yaml:"address"`
+	// ServerName is what its certificate must be for instead, and the name that it is
+	// asked for in TLS (SNI).
+	ServerName string `yaml:"serverName"`
+	// Pin is that of this server alone, before Config.Pin and Config.CA.
+	Pin string `yaml:"pin"`
 }
 
 // DialFunc makes a connection to a key manager, TLS not included.
@@ -65,8 +70,7 @@ type Cluster struct {
 	dial        DialFunc
 	dialTimeout time.Duration
 	timeouts    kmipwire.Timeouts
-	tls         *tls.Config
-	expiry      time.Time // of the client certificate
+	trust       *trust
 	observe     func(Exchange)
 }
 
@@ -79,16 +83,17 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		dial:        dial,
 		dialTimeout: 10 * time.Second,
 		timeouts:    kmipwire.DefaultTimeouts,
-		tls:         kmipwire.TLSConfig(),
 		observe:     func(Exchange) {},
 	}
 	if dial == nil {
 		c.dial = dialTCP
 	}
-	for _, step := range []func(Config) error{c.checkServers, c.loadClient, c.loadCA} {
-		if err := step(config); err != nil {
-			return nil, fmt.Errorf("alias %q: %w", alias, err)
-		}
+	err := c.checkServers(config)
+	if err == nil {
+		c.trust, err = openTrust(alias, config)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("alias %q: %w", alias, err)
 	}
 	return c, nil
 }
@@ -108,52 +113,4 @@ func (c *Cluster) checkServers(config Config) error {
 		}
 	}
 	return nil
-}
-
-// loadClient makes vmcrypt show its certificate to every server that asks,
-// whatever authorities the server says it knows: if that is not enough, the
-// server's refusal tells more than "no certificate" would.
-func (c *Cluster) loadClient(config Config) error {
-	certPEM, err := readPEM("clientCert", config.ClientCert)
-	if err != nil {
-		return err
-	}
-	keyPEM, err := readPEM("clientKey", config.ClientKey)
-	if err != nil {
-		return err
-	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	clear(keyPEM)
-	if err != nil {
-		return fmt.Errorf("clientCert %s, clientKey %s: %w", config.ClientCert, config.ClientKey, err)
-	}
-	c.expiry = cert.Leaf.NotAfter
-	c.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		return &cert, nil
-	}
-	return nil
-}
-
-func (c *Cluster) loadCA(config Config) error {
-	pem, err := readPEM("ca", config.CA)
-	if err != nil {
-		return err
-	}
-	c.tls.RootCAs = x509.NewCertPool()
-	if !c.tls.RootCAs.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("ca %s: no PEM certificate in it", config.CA)
-	}
-	return nil
-}
-
-// readPEM reads the file that the configuration key names.
-func readPEM(key, path string) ([]byte, error) {
-	if path == "" {
-		return nil, fmt.Errorf("%s: a file must be named", key)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
-	}
-	return data, nil
 }

@@ -63,7 +63,7 @@ func TestPyKMIP(t *testing.T) {
 
 // testVersion has a session speak an older version than it has agreed on.
 func testVersion(t *testing.T, c *Cluster, address string, version kmipwire.ProtocolVersion) {
-	s, err := c.connect(t.Context(), address)
+	s, err := c.connect(t.Context(), Server{Address: address})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func (c *Cluster) run(ctx context.Context, work func(*session) error) error {
 func (c *Cluster) connectAny(ctx context.Context) (*session, error) {
 	var faults []*fault
 	for _, server := range c.servers {
-		s, err := c.connect(ctx, server.Address)
+		s, err := c.connect(ctx, server)
 		if err == nil {
 			return s, nil
 		}
@@ -55,13 +55,14 @@ func (c *Cluster) connectAny(ctx context.Context) (*session, error) {
 
 // connect dials a key manager, completes the TLS handshake and agrees on a
 // version of KMIP.
-func (c *Cluster) connect(ctx context.Context, address string) (_ *session, err error) {
+func (c *Cluster) connect(ctx context.Context, server Server) (_ *session, err error) {
+	address := server.Address
 	defer c.watch(ctx, address, "connect", time.Now(), &err)
 	raw, err := c.dialOne(ctx, address)
 	if err != nil {
 		return nil, &transportError{err}
 	}
-	s := &session{cluster: c, address: address, conn: c.client(raw, address)}
+	s := &session{cluster: c, address: address, conn: c.client(raw, server)}
 	if err := s.conn.Handshake(ctx); err != nil {
 		s.conn.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
@@ -79,12 +80,9 @@ func (c *Cluster) dialOne(ctx context.Context, address string) (net.Conn, error)
 	return c.dial(ctx, address)
 }
 
-// client puts TLS and KMIP over raw; the server must prove to be the host of
-// address, which Open has checked.
-func (c *Cluster) client(raw net.Conn, address string) *kmipwire.Conn {
-	config := c.tls.Clone()
-	config.ServerName, _, _ = net.SplitHostPort(address)
-	return kmipwire.Client(raw, config, c.timeouts)
+// client puts TLS and KMIP over raw; the server must prove who it is.
+func (c *Cluster) client(raw net.Conn, server Server) *kmipwire.Conn {
+	return kmipwire.Client(raw, c.trust.tls(server), c.timeouts)
 }
 
 // negotiate picks the newest version that both sides speak. Discover Versions

@@ -25,11 +25,11 @@ type ServerStatus struct {
 	Version string        // of KMIP, as in "1.4"; "" unless State is StateOK
 	Latency time.Duration // to connect and agree on the version
 	Err     error         // nil if State is StateOK
-	Expires time.Time     // of the certificate that it showed, in a handshake that was completed; else zero
+	Expires time.Time     // until when it proves who it is by its certificate, in a handshake that was completed; else zero
 }
 
 // Expires tells until when the client certificate is valid.
-func (c *Cluster) Expires() time.Time { return c.expiry }
+func (c *Cluster) Expires() time.Time { return c.trust.expires() }
 
 // Status asks every key manager of the cluster, all at once, for the version of
 // KMIP to speak. The result is in the order of the configuration.
@@ -37,18 +37,18 @@ func (c *Cluster) Status(ctx context.Context) []ServerStatus {
 	all := make([]ServerStatus, len(c.servers))
 	var wg sync.WaitGroup
 	for i, server := range c.servers {
-		wg.Go(func() { all[i] = c.status(ctx, server.Address) })
+		wg.Go(func() { all[i] = c.status(ctx, server) })
 	}
 	wg.Wait()
 	return all
 }
 
-func (c *Cluster) status(ctx context.Context, address string) ServerStatus {
+func (c *Cluster) status(ctx context.Context, server Server) ServerStatus {
 	start := time.Now()
-	s, err := c.connect(ctx, address)
-	status := ServerStatus{Address: address, Latency: time.Since(start)}
+	s, err := c.connect(ctx, server)
+	status := ServerStatus{Address: server.Address, Latency: time.Since(start)}
 	if err != nil {
-		f := c.diagnose(address, err)
+		f := c.diagnose(server.Address, err)
 		status.State, status.Err = f.state, c.explain(ctx, f)
 		return status
 	}
