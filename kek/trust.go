@@ -337,7 +337,8 @@ func ParseFingerprint(text string) (string, error) {
 var errSeen = errors.New("the certificate was seen")
 
 // Shown connects to a key manager and returns the certificate that it shows, whether or not
-// it proves anything. It gives up after 10 s. A nil dial means TCP.
+// it proves anything. It gives up after 10 s, with an error that wraps ErrUnavailable. A nil
+// dial means TCP.
 func Shown(ctx context.Context, s Server, dial DialFunc) (*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, kmipwire.DefaultTimeouts.Handshake)
 	defer cancel()
@@ -346,7 +347,7 @@ func Shown(ctx context.Context, s Server, dial DialFunc) (*x509.Certificate, err
 	}
 	raw, err := dial(ctx, s.Address)
 	if err != nil {
-		return nil, fmt.Errorf("key manager %s: %w", s.Address, &transportError{err})
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, s.Address, &transportError{err})
 	}
 	defer raw.Close()
 	var leaf *x509.Certificate
@@ -358,7 +359,7 @@ func Shown(ctx context.Context, s Server, dial DialFunc) (*x509.Certificate, err
 		return errSeen
 	}
 	if err := tls.Client(raw, config).HandshakeContext(ctx); !errors.Is(err, errSeen) {
-		return nil, fmt.Errorf("key manager %s: TLS handshake: %w", s.Address, &transportError{err})
+		return nil, fmt.Errorf("%w: %s: TLS handshake: %w", ErrUnavailable, s.Address, &transportError{err})
 	}
 	return leaf, nil
 }
