@@ -56,9 +56,9 @@ func selfSigned(name pkix.Name, key crypto.Signer) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 }
 
-// offer writes what make makes of the key that is to come, for the key manager's
+// offer writes what encode makes of the key that is to come, for the key manager's
 // administrator.
-func (t *trusting) offer(file, kind, next string, make func(pkix.Name, crypto.Signer) ([]byte, error)) (*trustReport, error) {
+func (t *trusting) offer(file, kind, next string, encode func(pkix.Name, crypto.Signer) ([]byte, error)) (*trustReport, error) {
 	name, err := t.hostName()
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (t *trusting) offer(file, kind, next string, make func(pkix.Name, crypto.Si
 	if err != nil {
 		return nil, err
 	}
-	der, err := make(pkix.Name{CommonName: name}, key)
+	der, err := encode(pkix.Name{CommonName: name}, key)
 	if err != nil {
 		return nil, err
 	}
