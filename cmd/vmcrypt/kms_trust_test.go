@@ -77,9 +77,18 @@ func TestTrustByRequest(t *testing.T) {
 		}
 	}
 	h.ok("kms", "trust", "prod", "--csr", csr+"2")
-	manager.ok("kms", "client", "add", "host2", "--csr", csr+"2", "--out", t.TempDir(), "--replace")
-	h.fails(exitNoKeyManager, nil, "kms", "status", "prod") // the old one ended when it was replaced
-	manager.ok("kms", "client", "add", "host2", "--csr", csr+"2", "--out", filepath.Join(dir), "--replace")
+	renewed := t.TempDir()
+	manager.ok("kms", "client", "add", "host2", "--csr", csr+"2", "--out", renewed, "--replace")
+	r := h.run("kms", "status", "prod") // the old one ended when it was replaced
+	if r.code != exitNoKeyManager || !strings.Contains(r.stdout, "revoked clientCert") {
+		t.Errorf("%+v", r)
+	}
+	h.ok("kms", "trust", "prod", "--cert", filepath.Join(renewed, "host2.pem"))
+	h.ok("kms", "status", "prod")
+	h.ok("decrypt", path+".enc", "--output", path+".dec")
+	if string(read(t, h.at("config.yaml"))) != string(before) {
+		t.Error("a renewal changes the configuration")
+	}
 }
 
 func checkRequest(t *testing.T, path, name string) {
