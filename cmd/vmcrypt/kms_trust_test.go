@@ -202,6 +202,26 @@ func TestTrustByPin(t *testing.T) {
 	h.ok("kms", "status", "prod")
 }
 
+// TestTrustAsks: only "yes" is yes, and each certificate is asked about.
+func TestTrustAsks(t *testing.T) {
+	t.Parallel()
+	first, second := newHome(t).serveKMS(), newHome(t).serveKMS()
+	h := stranger(t, first, second)
+	for _, answers := range []string{"no\nno\n", "y\n\n", "\x04\x04"} {
+		if r := h.typing(answers, "kms", "trust", "prod"); r.code != exitFailure || !strings.Contains(r.stderr, "not confirmed") {
+			t.Errorf("%q: %+v", answers, r)
+		}
+	}
+	r := h.typing("no\nyes\n", "kms", "trust", "prod")
+	if k := h.alias("prod"); r.code != exitFailure || k.Servers[0].Pin != "" || k.Servers[1].Pin != fingerprintAt(t, second) {
+		t.Errorf("%+v: %+v", k.Servers, r)
+	}
+	r = h.typing("yes\n", "kms", "trust", "prod") // the second is pinned already
+	if k := h.alias("prod"); r.code != exitDone || k.Servers[0].Pin != fingerprintAt(t, first) || !strings.Contains(r.stderr, k.Servers[0].Pin) {
+		t.Errorf("%+v: %+v", k.Servers, r)
+	}
+}
+
 func deadAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
