@@ -207,7 +207,7 @@ func TestTrustAsks(t *testing.T) {
 	t.Parallel()
 	first, second := newHome(t).serveKMS(), newHome(t).serveKMS()
 	h := stranger(t, first, second)
-	for _, answers := range []string{"no\nno\n", "y\n\n", "\x04\x04"} {
+	for _, answers := range []string{"no\nnever\n", "y\n\n", "\x04\x04"} {
 		if r := h.typing(answers, "kms", "trust", "prod"); r.code != exitFailure || !strings.Contains(r.stderr, "not confirmed") {
 			t.Errorf("%q: %+v", answers, r)
 		}

@@ -26,6 +26,8 @@ aliases:
 
 datastores: [/vms] # the end`
 
+var aPin = "sha256:" + strings.Repeat("0a", 32)
+
 func TestSetChangesOnlyWhatItSets(t *testing.T) {
 	for name, test := range map[string]struct {
 		alias   string
@@ -35,14 +37,14 @@ func TestSetChangesOnlyWhatItSets(t *testing.T) {
 	}{
 		"a value":                    {"A", Setting{"", "clientCert", "new.pem"}, "clientCert: a.pem ", `clientCert: "new.pem" `},
 		"a value with quotes":        {"A", Setting{"", "ca", `C:\"x"`}, "'it''s.pem'", `"C:\\\"x\""`},
-		"a new key":                  {"A", Setting{"", "pin", "sha256:00"}, "# theirs\n", "# theirs\n    pin: \"sha256:00\"\n"},
-		"a server's new key":         {"A", Setting{"a:1", "pin", "p"}, "# in Ürümqi\n", "# in Ürümqi\n        pin: \"p\"\n"},
-		"another server's":           {"A", Setting{"b:1", "pin", "p"}, "b.example.com\n", "b.example.com\n        pin: \"p\"\n"},
+		"a new key":                  {"A", Setting{"", "clientKey", "a.key"}, "# theirs\n", "# theirs\n    clientKey: \"a.key\"\n"},
+		"a server's new key":         {"A", Setting{"a:1", "pin", aPin}, "# in Ürümqi\n", "# in Ürümqi\n        pin: \"" + aPin + "\"\n"},
+		"another server's":           {"A", Setting{"b:1", "pin", aPin}, "b.example.com\n", "b.example.com\n        pin: \"" + aPin + "\"\n"},
 		"a key taken away":           {"A", Setting{"", "clientCert", ""}, "    clientCert: a.pem   # mine\n", ""},
 		"what is not there":          {"A", Setting{"a:1", "pin", ""}, "", ""},
 		"a value in braces":          {"B", Setting{"", "ca", "z.pem"}, `"x}y.pem"`, `"z.pem"`},
-		"a new key in braces":        {"B", Setting{"", "pin", "p"}, "B: {", `B: {pin: "p", `},
-		"a server's in braces":       {"B", Setting{"a:1", "pin", "p"}, `[{address: "a:1"}], ca`, `[{pin: "p", address: "a:1"}], ca`},
+		"a new key in braces":        {"B", Setting{"", "clientKey", "p"}, "B: {", `B: {clientKey: "p", `},
+		"a server's in braces":       {"B", Setting{"a:1", "pin", aPin}, `[{address: "a:1"}], ca`, `[{pin: "` + aPin + `", address: "a:1"}], ca`},
 		"taken away in braces":       {"B", Setting{"", "ca", ""}, `"x}y.pem"`, `""`},
 		"above what takes more room": {"C", Setting{"", "ca", "c.pem"}, "    servers: [{address: \"c:1\"}]", "    ca: \"c.pem\"\n    servers: [{address: \"c:1\"}]"},
 	} {
@@ -64,18 +66,18 @@ func TestSetChangesOnlyWhatItSets(t *testing.T) {
 
 func TestSetMakesAllSettingsOrNone(t *testing.T) {
 	path := write(t, commented)
-	if err := Set(path, "A", Setting{"", "ca", ""}, Setting{"a:1", "pin", "p"}, Setting{"b:1", "pin", "q"}); err != nil {
+	if err := Set(path, "A", Setting{"", "ca", ""}, Setting{"a:1", "pin", aPin}, Setting{"b:1", "pin", aPin}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, _ := c.Alias("A"); a.CA != "" || a.Servers[0].Pin != "p" || a.Servers[1].Pin != "q" {
+	if a, _ := c.Alias("A"); a.CA != "" || a.Servers[0].Pin != aPin || a.Servers[1].Pin != aPin {
 		t.Errorf("%+v", a)
 	}
 	before := text(t, path)
-	if err := Set(path, "A", Setting{"", "ca", "ca.pem"}, Setting{"c:1", "pin", "p"}); !errors.Is(err, errByHand) {
+	if err := Set(path, "A", Setting{"", "ca", "ca.pem"}, Setting{"c:1", "pin", aPin}); !errors.Is(err, errByHand) {
 		t.Errorf("a server that there isn't: %v", err)
 	}
 	if text(t, path) != before {
