@@ -174,14 +174,13 @@ func readPEM(key, path string) ([]byte, error) {
 func (t *trust) expires() time.Time { return t.current().client.Leaf.NotAfter }
 
 // tls is the configuration for one connection to a server, with the certificates that are
-// in force now. No session is kept to be resumed, so that each connection proves anew who
+// in force. No session is kept to be resumed, so that each connection proves anew who
 // both sides are.
 //
 // vmcrypt shows its certificate to every server that asks, whatever authorities the server
 // says it knows: if that is not enough, the server's refusal tells more than "no
 // certificate" would.
-func (t *trust) tls(s Server) *tls.Config {
-	now := t.current()
+func (t *trust) tls(now *certificates, s Server) *tls.Config {
 	config := kmipwire.TLSConfig()
 	config.ServerName = s.name()
 	config.RootCAs = now.roots

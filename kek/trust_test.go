@@ -106,6 +106,7 @@ type shower struct {
 	cert   tls.Certificate
 	asked  string // the name that it was asked for
 	resume bool   // the last connection resumed a session
+	count  int    // of the connections
 }
 
 func (s *shower) show(cert tls.Certificate) {
@@ -137,6 +138,7 @@ func startShowerOf(t *testing.T, version uint16, cert tls.Certificate) *shower {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.resume = state.DidResume
+			s.count++
 			return nil
 		}
 	}}
@@ -368,6 +370,35 @@ func TestFilesAreReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantState(t, c, StateOK) // with the authorities that were read
+}
+
+// TestKeptConnectionsEndWithTheirCertificates: one that was made by others than are in force
+// is not used again.
+func TestKeptConnectionsEndWithTheirCertificates(t *testing.T) {
+	ca := newAuthority(t, 100*testDay)
+	s := startShower(t, ca.server())
+	config := s.config(t, ca)
+	c := openConfig(t, config)
+	c.keep()
+	t.Cleanup(c.release)
+	get := func() int {
+		key, err := c.Get(t.Context(), "7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		key.Destroy()
+		return s.count
+	}
+	if get(); get() != 1 {
+		t.Errorf("%d connections for two calls", s.count)
+	}
+	ca.writeClient(config.ClientCert, config.ClientKey, time.Now().Add(50*testDay))
+	if get(); get() != 2 {
+		t.Errorf("%d connections after a renewal, want another one", s.count)
+	}
+	newAuthority(t, 100*testDay).writeCA(config.CA)
+	_, err := c.Get(t.Context(), "7")
+	expect(t, err, ErrUnavailable)
 }
 
 func rename(t *testing.T, from, to string) {
