@@ -102,11 +102,22 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 // shower is a key manager whose certificate can be changed while it runs.
 type shower struct {
 	*fake
-	mu     sync.Mutex
-	cert   tls.Certificate
-	asked  string // the name that it was asked for
-	resume bool   // the last connection resumed a session
-	count  int    // of the connections
+	mu   sync.Mutex
+	cert tls.Certificate
+	seen connections
+}
+
+// connections is what a shower saw of them.
+type connections struct {
+	count   int
+	name    string // that the last one asked for
+	resumed bool   // the last one resumed a session
+}
+
+func (s *shower) saw() connections {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen
 }
 
 func (s *shower) show(cert tls.Certificate) {
@@ -130,15 +141,15 @@ func startShowerOf(t *testing.T, version uint16, cert tls.Certificate) *shower {
 		c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.asked = hello.ServerName
+			s.seen.name = hello.ServerName
 			shown := s.cert
 			return &shown, nil
 		}
 		c.VerifyConnection = func(state tls.ConnectionState) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.resume = state.DidResume
-			s.count++
+			s.seen.resumed = state.DidResume
+			s.seen.count++
 			return nil
 		}
 	}}
@@ -224,8 +235,8 @@ func TestServerNameIsAskedForAndVerified(t *testing.T) {
 	wantState(t, openConfig(t, config), StateUntrusted, "not for 127.0.0.1")
 	config.Servers[0].ServerName = "kms-a.example.com"
 	wantState(t, openConfig(t, config), StateOK)
-	if s.asked != "kms-a.example.com" {
-		t.Errorf("the server was asked for %q", s.asked)
+	if s.saw().name != "kms-a.example.com" {
+		t.Errorf("the server was asked for %q", s.saw().name)
 	}
 	config.Servers[0].ServerName = "kms-b.example.com"
 	wantState(t, openConfig(t, config), StateUntrusted, "is for kms-a.example.com, not for kms-b.example.com")
@@ -330,7 +341,7 @@ func TestNoSessionIsResumed(t *testing.T) {
 				}
 				key.Destroy()
 			}
-			if s.resume {
+			if s.saw().resumed {
 				t.Error("a session was resumed")
 			}
 			newAuthority(t, 100*testDay).writeCA(config.CA)
@@ -387,14 +398,14 @@ func TestKeptConnectionsEndWithTheirCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 		key.Destroy()
-		return s.count
+		return s.saw().count
 	}
 	if get(); get() != 1 {
-		t.Errorf("%d connections for two calls", s.count)
+		t.Errorf("%d connections for two calls", s.saw().count)
 	}
 	ca.writeClient(config.ClientCert, config.ClientKey, time.Now().Add(50*testDay))
 	if get(); get() != 2 {
-		t.Errorf("%d connections after a renewal, want another one", s.count)
+		t.Errorf("%d connections after a renewal, want another one", s.saw().count)
 	}
 	newAuthority(t, 100*testDay).writeCA(config.CA)
 	_, err := c.Get(t.Context(), "7")
@@ -426,8 +437,8 @@ func TestShown(t *testing.T) {
 	if err != nil || Fingerprint(got) != Fingerprint(cert.Leaf) {
 		t.Fatalf("%v, %v", got, err)
 	}
-	if s.asked != "kms-a.example.com" {
-		t.Errorf("the server was asked for %q", s.asked)
+	if s.saw().name != "kms-a.example.com" {
+		t.Errorf("the server was asked for %q", s.saw().name)
 	}
 	down := listen(t, func(net.Conn) {})
 	if _, err := Shown(t.Context(), Server{Address: down}, nil); err == nil || !strings.Contains(err.Error(), down) {
