@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"image":                      {},
 	"internal/audit":             {"internal/durable"},
 	"internal/ceiling":           {},
-	"internal/config":            {"internal/listen", "kek"},
+	"internal/config":            {"internal/durable", "internal/listen", "kek"},
 	"internal/durable":           {},
 	"internal/kmipwire":          {},
 	"internal/libvirtxml":        {},

@@ -2,13 +2,11 @@ package kek
 
 import (
 	"context"
-	"os"
 	"sync"
-	"time"
 )
 
-// Clusters keeps the clusters of aliases open, and their connections. It opens one anew
-// when a file of its certificates has changed. The zero value is ready to use.
+// Clusters keeps the clusters of aliases open, and their connections. The zero value is
+// ready to use.
 type Clusters struct {
 	mu     sync.Mutex
 	opened map[string]*Cluster // by alias
@@ -19,16 +17,12 @@ type Clusters struct {
 func (c *Clusters) Get(alias string, open func() (*Cluster, error)) (*Cluster, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	has := c.opened[alias]
-	if has != nil && !has.hasChanged() {
+	if has := c.opened[alias]; has != nil {
 		return has, nil
 	}
 	cluster, err := open()
 	if err != nil {
 		return nil, err
-	}
-	if has != nil {
-		has.release()
 	}
 	if c.opened == nil {
 		c.opened = map[string]*Cluster{}
@@ -62,36 +56,3 @@ func (c *Cluster) release() {
 
 // keeps tells whether connections are to be kept.
 func (c *Cluster) keeps() bool { return c.kept != nil && c.kept.Err() == nil }
-
-// stamp tells a file from another one at its path.
-type stamp struct {
-	path string
-	size int64
-	time time.Time
-}
-
-// stamps are those of the files that a configuration names.
-func stamps(config Config) (all []stamp) {
-	for _, path := range []string{config.ClientCert, config.ClientKey, config.CA} {
-		all = append(all, stampOf(path))
-	}
-	return all
-}
-
-func stampOf(path string) stamp {
-	s := stamp{path: path}
-	if info, err := os.Stat(path); err == nil {
-		s.size, s.time = info.Size(), info.ModTime()
-	}
-	return s
-}
-
-// hasChanged tells whether a file has changed since the cluster was opened.
-func (c *Cluster) hasChanged() bool {
-	for _, was := range c.files {
-		if stampOf(was.path) != was {
-			return true
-		}
-	}
-	return false
-}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/gemalto/kmip-go/kmip14"
@@ -114,10 +113,10 @@ func (c *Cluster) diagnose(address string, err error) *fault {
 	case refusesClient(err):
 		f.err = fmt.Errorf("%w: %w", ErrDenied, err)
 		f.state, f.answered = StateDenied, true
-		f.advice = c.clientAdvice()
+		f.advice = c.trust.clientAdvice(alertOf(err))
 	case errors.As(err, &certificate):
 		f.state = StateUntrusted
-		f.advice = "check that the address is the name in the key manager's certificate and that ca vouches for it"
+		f.err, f.advice = judge(c.alias, certificate)
 	case errors.As(err, &record), errors.Is(err, kmipwire.ErrMalformed), errors.Is(err, errProtocol):
 		f.state = StateNotKMIP
 		f.advice = "check that the address is that of a KMIP server"
@@ -128,13 +127,6 @@ func (c *Cluster) diagnose(address string, err error) *fault {
 		f.state, f.answered = StateDenied, true
 	}
 	return f
-}
-
-func (c *Cluster) clientAdvice() string {
-	if time.Now().After(c.expiry) {
-		return "clientCert expired on " + c.expiry.Format(time.DateOnly) + ": renew it"
-	}
-	return "have the key manager accept clientCert, or configure the one it accepts"
 }
 
 // refusesClient tells whether err is a TLS alert by which servers refuse a

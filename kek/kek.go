@@ -20,13 +20,10 @@ package kek
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
 	"net"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +45,9 @@ type Config struct {
 	// CA is the path of the certificates of the authorities that may vouch for
 	// the key managers: PEM. The system's authorities do not count.
 	CA string `yaml:"ca"`
+	// Pin is the fingerprint of the one certificate that the key managers may show, as
+	// "sha256:HEX" of its DER form: instead of CA, and of what it says about names.
+	Pin string `yaml:"pin"`
 	// Timeout is how long a key manager that is connected may be silent before it has
 	// failed. The default is 60s, as in vCenter.
 	Timeout time.Duration `yaml:"timeout"`
@@ -88,6 +88,8 @@ type Server struct {
 	// ServerName is the name that the key manager's certificate must be for, if that is
 	// not the host of Address. It is sent as TLS's server name, too.
 	ServerName string `yaml:"serverName"`
+	// Pin is that of this server alone, before Config.Pin and Config.CA.
+	Pin string `yaml:"pin"`
 	// Site is where the key manager stands. Those of other sites than this host's are asked
 	// only when each one of its own has failed.
 	Site string `yaml:"site"`
@@ -109,10 +111,8 @@ type Cluster struct {
 	replicaWait time.Duration
 	minReplicas int
 	timeouts    kmipwire.Timeouts
-	tls         *tls.Config
-	expiry      time.Time // of the client certificate
+	trust       *trust
 	observe     atomic.Pointer[func(Exchange)]
-	files       []stamp // of its certificates
 
 	kept  context.Context // until it is closed; nil for one that keeps no connections
 	close context.CancelFunc
@@ -129,8 +129,6 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		hedgeAfter:  defaultHedgeAfter,
 		replicaWait: cmp.Or(config.ReplicaWait, defaultReplicaWait),
 		minReplicas: config.MinReplicas,
-		tls:         kmipwire.TLSConfig(),
-		files:       stamps(config), // as they are before they are read
 	}
 	c.timeouts = kmipwire.Timeouts{Handshake: c.timeout, Idle: c.timeout, Message: c.timeout}
 	if config.HedgeAfter != nil {
@@ -139,10 +137,12 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 	if dial == nil {
 		c.dial = dialTCP
 	}
-	for _, step := range []func(Config) error{c.addServers, c.loadClient, c.loadCA} {
-		if err := step(config); err != nil {
-			return nil, fmt.Errorf("alias %q: %w", alias, err)
-		}
+	err := c.addServers(config)
+	if err == nil {
+		c.trust, err = openTrust(alias, config)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("alias %q: %w", alias, err)
 	}
 	return c, nil
 }
@@ -168,52 +168,4 @@ func (c *Cluster) addServers(config Config) error {
 		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
 	}
 	return nil
-}
-
-// loadClient makes vmcrypt show its certificate to every server that asks,
-// whatever authorities the server says it knows: if that is not enough, the
-// server's refusal tells more than "no certificate" would.
-func (c *Cluster) loadClient(config Config) error {
-	certPEM, err := readPEM("clientCert", config.ClientCert)
-	if err != nil {
-		return err
-	}
-	keyPEM, err := readPEM("clientKey", config.ClientKey)
-	if err != nil {
-		return err
-	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	clear(keyPEM)
-	if err != nil {
-		return fmt.Errorf("clientCert %s, clientKey %s: %w", config.ClientCert, config.ClientKey, err)
-	}
-	c.expiry = cert.Leaf.NotAfter
-	c.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		return &cert, nil
-	}
-	return nil
-}
-
-func (c *Cluster) loadCA(config Config) error {
-	pem, err := readPEM("ca", config.CA)
-	if err != nil {
-		return err
-	}
-	c.tls.RootCAs = x509.NewCertPool()
-	if !c.tls.RootCAs.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("ca %s: no PEM certificate in it", config.CA)
-	}
-	return nil
-}
-
-// readPEM reads the file that the configuration key names.
-func readPEM(key, path string) ([]byte, error) {
-	if path == "" {
-		return nil, fmt.Errorf("%s: a file must be named", key)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
-	}
-	return data, nil
 }

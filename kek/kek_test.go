@@ -420,7 +420,7 @@ func TestServerRefusesTheClient(t *testing.T) {
 			if s := c.Status(t.Context())[0]; s.State != StateDenied || !errors.Is(s.Err, ErrDenied) {
 				t.Errorf("status %+v", s)
 			}
-			c.expiry = time.Now().Add(-time.Hour)
+			c.trust.read.client.Leaf.NotAfter = time.Now().Add(-time.Hour)
 			if _, err := c.Create(t.Context()); !strings.Contains(err.Error(), "expired on") {
 				t.Errorf("an expired certificate: %v", err)
 			}

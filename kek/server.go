@@ -78,14 +78,16 @@ func (s *server) begin(ctx context.Context) (*session, error) {
 	return conn, err
 }
 
-// reuse takes a connection that was kept. Those that were for too long are closed.
+// reuse takes a connection that was kept. Those that were for too long are closed, and
+// those that were made by other certificates than are in force.
 func (s *server) reuse() (conn *session) {
+	trusted := s.cluster.trust.current()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.idle) > 0 && conn == nil {
 		last := len(s.idle) - 1
 		conn, s.idle = s.idle[last], s.idle[:last]
-		if time.Since(conn.used) > idleTime {
+		if time.Since(conn.used) > idleTime || conn.trusted != trusted {
 			conn.conn.Close()
 			conn = nil
 		}
@@ -195,7 +197,11 @@ func (s *server) connect(ctx context.Context) (_ *session, err error) {
 		return nil, &transportError{err}
 	}
 	_, transient := raw.(interface{ Transient() })
-	conn := &session{cluster: s.cluster, address: s.Address, conn: s.client(raw), transient: transient}
+	trusted := s.cluster.trust.current()
+	conn := &session{
+		cluster: s.cluster, address: s.Address, transient: transient, trusted: trusted,
+		conn: kmipwire.Client(raw, s.cluster.trust.tls(trusted, s.Server), s.cluster.timeouts),
+	}
 	if err := conn.conn.Handshake(ctx); err != nil {
 		conn.conn.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
@@ -211,20 +217,4 @@ func (s *server) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cluster.dialTimeout)
 	defer cancel()
 	return s.cluster.dial(ctx, s.Address)
-}
-
-// client puts TLS and KMIP over raw; the server must prove to be who it should be.
-func (s *server) client(raw net.Conn) *kmipwire.Conn {
-	config := s.cluster.tls.Clone()
-	config.ServerName = s.name()
-	return kmipwire.Client(raw, config, s.cluster.timeouts)
-}
-
-// name is what the server's certificate must be for.
-func (s *server) name() string {
-	if s.ServerName != "" {
-		return s.ServerName
-	}
-	host, _, _ := net.SplitHostPort(s.Address) // Open has checked it
-	return host
 }

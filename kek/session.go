@@ -21,6 +21,8 @@ type session struct {
 
 	used      time.Time // last, while it is kept
 	transient bool      // it is never kept
+
+	trusted *certificates // by which it was made
 }
 
 // negotiate picks the newest version that both sides speak. Discover Versions

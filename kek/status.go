@@ -25,11 +25,11 @@ type ServerStatus struct {
 	Version string        // of KMIP, as in "1.4"; "" unless State is StateOK
 	Latency time.Duration // to connect and agree on the version
 	Err     error         // nil if State is StateOK
-	Expires time.Time     // of the certificate that it showed, in a handshake that was completed; else zero
+	Expires time.Time     // until when it proves who it is by its certificate, in a handshake that was completed; else zero
 }
 
 // Expires tells until when the client certificate is valid.
-func (c *Cluster) Expires() time.Time { return c.expiry }
+func (c *Cluster) Expires() time.Time { return c.trust.expires() }
 
 // Status asks every key manager of the cluster, all at once, for the version of
 // KMIP to speak. The result is in the order of the configuration.

@@ -175,7 +175,7 @@ func (h *health) askAgain() {
 }
 
 // expiryStages are how long before its end a certificate is logged.
-var expiryStages = []time.Duration{expirySoon, expiryVerySoon, day, 0}
+var expiryStages = []time.Duration{expirySoon, 30 * day, expiryVerySoon, day, 0}
 
 // logExpiry logs a certificate that comes to its end, once at each stage.
 func logExpiry(was, now api.KeyManager) {

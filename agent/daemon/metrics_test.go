@@ -217,8 +217,10 @@ func TestExpiryIsLoggedOnce(t *testing.T) {
 		was, now api.KeyManager
 		lines    int
 	}{
-		"far":               {at(-time.Minute, 31*day), at(0, 31*day), 0},
+		"far":               {at(-time.Minute, 61*day), at(0, 61*day), 0},
 		"not known before":  {api.KeyManager{}, at(0, 29*day), 1},
+		"60 days":           {at(-2*time.Hour, 60*day+time.Hour), at(0, 60*day-time.Hour), 1},
+		"30 days":           {at(-2*time.Hour, 30*day-time.Hour), at(0, 30*day-time.Hour), 1},
 		"a stage has come":  {at(-2*time.Hour, 7*day-time.Hour), at(0, 7*day-time.Hour), 1},
 		"no stage has come": {at(-time.Minute, 6*day), at(0, 6*day), 0},
 		"renewed":           {at(-time.Minute, time.Hour), at(0, 300*day), 0},

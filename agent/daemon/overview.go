@@ -119,7 +119,7 @@ func expiryWarnings(subject string, k api.KeyManager, now time.Time) (all []api.
 // When the end of a certificate is something to look at.
 const (
 	day            = 24 * time.Hour
-	expirySoon     = 30 * day
+	expirySoon     = kek.ExpirySoon
 	expiryVerySoon = 7 * day
 )
 

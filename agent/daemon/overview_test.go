@@ -28,7 +28,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		"nothing": {},
 		"well": {
-			servers: []api.KeyManager{{Alias: "a", State: "ok", Expires: in(31), ClientExpires: in(31)}, {Alias: "b", State: "unknown"}},
+			servers: []api.KeyManager{{Alias: "a", State: "ok", Expires: in(61), ClientExpires: in(61)}, {Alias: "b", State: "unknown"}},
 			vms:     []api.VM{{State: api.Locked}, {State: api.Unlocked}},
 		},
 		"one of two": {

@@ -118,7 +118,7 @@ type expiry struct {
 
 // When the end of a certificate is something to look at, as in the agent's warnings.
 const (
-	expirySoon     = 30 * day
+	expirySoon     = 60 * day
 	expiryVerySoon = 7 * day
 )
 

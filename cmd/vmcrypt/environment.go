@@ -116,7 +116,7 @@ func (e *environment) dialLost(ctx context.Context, address string) (net.Conn, e
 // name that init gave it, and trusts that key manager and no other.
 func (e *environment) isLocal(alias string) (bool, error) {
 	cfg, ok := e.config.Alias(alias)
-	if !ok || alias != config.LocalAlias || !e.home.Exists() {
+	if !ok || alias != config.LocalAlias || cfg.CA == "" || !e.home.Exists() {
 		return false, nil
 	}
 	return e.home.IsCA(cfg.CA)

@@ -8,7 +8,7 @@ func kmsCommand() *cli.Command {
 		Usage: "the key manager that ships with vmcrypt, and the health of all",
 		Subcommands: []*cli.Command{
 			kmsServeCommand(), kmsStatusCommand(), kmsBackupCommand(), kmsRestoreCommand(),
-			kmsClientCommand(), kmsAuditCommand(), kmsRotateCommand(),
+			kmsTrustCommand(), kmsClientCommand(), kmsAuditCommand(), kmsRotateCommand(),
 		},
 		HideHelpCommand: true,
 		OnUsageError:    onUsageError,

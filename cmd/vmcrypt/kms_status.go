@@ -31,6 +31,8 @@ type kmsReport struct {
 type aliasReport struct {
 	Alias   string         `json:"alias"`
 	Servers []serverReport `json:"servers"`
+	// ClientExpires is when the certificate ends that the servers know this host by.
+	ClientExpires *time.Time `json:"clientExpires,omitempty"`
 }
 
 type serverReport struct {
@@ -39,6 +41,8 @@ type serverReport struct {
 	Version   string  `json:"version"` // KMIP
 	LatencyMs float64 `json:"latencyMs"`
 	Error     string  `json:"error"`
+	// Expires is until when the server can prove who it is by its certificate.
+	Expires *time.Time `json:"expires,omitempty"`
 }
 
 type backupReport struct {
@@ -102,6 +106,7 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 		}
 		return a, nil
 	}
+	a.ClientExpires = utc(cluster.Expires())
 	for _, s := range cluster.Status(ctx) {
 		a.Servers = append(a.Servers, serverOf(s))
 	}
@@ -110,11 +115,35 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 
 func serverOf(s kek.ServerStatus) serverReport {
 	r := serverReport{Address: s.Address, State: string(s.State), Version: s.Version,
-		LatencyMs: float64(s.Latency.Microseconds()) / 1000}
+		LatencyMs: float64(s.Latency.Microseconds()) / 1000, Expires: utc(s.Expires)}
 	if s.Err != nil {
 		r.Error = s.Err.Error()
 	}
 	return r
+}
+
+func utc(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// expiryNote warns of a certificate that ends soon; else it is empty.
+func expiryNote(whose string, ends *time.Time) string {
+	if ends == nil {
+		return ""
+	}
+	on := ends.Format(time.DateOnly)
+	switch left := time.Until(*ends); {
+	case left >= kek.ExpirySoon:
+		return ""
+	case left < 0:
+		return fmt.Sprintf("%s expired on %s", whose, on)
+	default:
+		return fmt.Sprintf("%s expires on %s, in %d days", whose, on, int(left.Hours()/24))
+	}
 }
 
 func (e *environment) backupReport(ctx context.Context) *backupReport {
@@ -143,7 +172,10 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, plainText(s.Error))
 				continue
 			}
-			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms\n", s.Address, s.State, s.Version, s.LatencyMs)
+			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms%s\n", s.Address, s.State, s.Version, s.LatencyMs, expiryNote(", its certificate", s.Expires))
+		}
+		if note := expiryNote("this host's certificate", a.ClientExpires); note != "" {
+			fmt.Fprintf(w, "    %s\n", note)
 		}
 	}
 	if b := r.Backup; b != nil {

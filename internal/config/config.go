@@ -195,11 +195,30 @@ func (c *Config) check() *keyError {
 		if len(c.Aliases[name].Servers) == 0 {
 			return wrong("name at least one key manager", "aliases", name, "servers")
 		}
+		if err := c.checkPins(name); err != nil {
+			return err
+		}
 	}
 	if err := c.checkAddresses(); err != nil {
 		return err
 	}
 	return c.checkDatastores()
+}
+
+func (c *Config) checkPins(alias string) *keyError {
+	k := c.Aliases[alias]
+	if k.Pin != "" && k.CA != "" {
+		return wrong("name either pin or ca, not both", "aliases", alias, "pin")
+	}
+	if _, err := kek.ParseFingerprint(k.Pin); k.Pin != "" && err != nil {
+		return wrong(err.Error(), "aliases", alias, "pin")
+	}
+	for _, s := range k.Servers {
+		if _, err := kek.ParseFingerprint(s.Pin); s.Pin != "" && err != nil {
+			return wrong(err.Error(), "aliases", alias, "servers", s.Address, "pin")
+		}
+	}
+	return nil
 }
 
 // checkAddresses checks those that only this host may reach.

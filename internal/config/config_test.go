@@ -131,3 +131,19 @@ func TestSomeAddressesAreForThisHostOnly(t *testing.T) {
 		}
 	}
 }
+
+func TestPinsAreChecked(t *testing.T) {
+	for text, want := range map[string]string{
+		"{servers: [{address: x}], pin: \"" + aPin + "\"}":                 "",
+		"{servers: [{address: x, pin: \"" + aPin + "\"}], ca: c.pem}":      "",
+		"{servers: [{address: x}], ca: c.pem, pin: \"" + aPin + "\"}":      ":3: aliases: a: pin: name either",
+		"{servers: [{address: x}], pin: \"sha256:00\"}":                    ":3: aliases: a: pin: ",
+		"{servers: [{address: x, pin: \"sha1:" + aPin[7:] + "\"}], ca: c}": ":3: aliases: a: servers: x: pin: ",
+	} {
+		path := write(t, "engine: auto\naliases:\n  a: "+text+"\n")
+		_, err := Load(path)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), path+want)) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}

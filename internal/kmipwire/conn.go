@@ -3,6 +3,7 @@ package kmipwire
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -74,14 +75,34 @@ func (c *Conn) Handshake(ctx context.Context) error {
 	return t.HandshakeContext(ctx)
 }
 
-// PeerExpires tells until when the peer's certificate is valid, after a handshake.
-func (c *Conn) PeerExpires() time.Time {
-	if t, ok := c.conn.(*tls.Conn); ok {
-		if shown := t.ConnectionState().PeerCertificates; len(shown) > 0 {
-			return shown[0].NotAfter
+// PeerExpires tells until when the peer proves who it is by the certificates that it
+// showed, after a handshake: its own and, if they were verified, those that vouch for it.
+func (c *Conn) PeerExpires() (best time.Time) {
+	t, ok := c.conn.(*tls.Conn)
+	if !ok {
+		return best
+	}
+	state := t.ConnectionState()
+	if len(state.VerifiedChains) == 0 && len(state.PeerCertificates) > 0 {
+		return state.PeerCertificates[0].NotAfter
+	}
+	for _, chain := range state.VerifiedChains {
+		if ends := chainEnds(chain); ends.After(best) {
+			best = ends
 		}
 	}
-	return time.Time{}
+	return best
+}
+
+// chainEnds is when the first certificate of a chain ends.
+func chainEnds(chain []*x509.Certificate) time.Time {
+	ends := chain[0].NotAfter
+	for _, cert := range chain {
+		if cert.NotAfter.Before(ends) {
+			ends = cert.NotAfter
+		}
+	}
+	return ends
 }
 
 // Read returns the next message, validated. It returns io.EOF when the peer
