@@ -52,6 +52,9 @@ type Server struct {
 	// Address is host:port; 5696 is KMIP's usual port. The key manager's
 	// certificate must be for this host, a name or an IP address.
 	Address string `yaml:"address"`
+	// VM is the virtual machine that runs the key manager, if one of this host does: its
+	// UUID, or the path of its descriptor.
+	VM string `yaml:"vm"`
 }
 
 // DialFunc makes a connection to a key manager, TLS not included.

@@ -561,7 +561,7 @@ func TestGetRefusesImpossibleIDs(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	pki := pykmip.NewPKI(t)
-	good := Config{Servers: []Server{{"localhost:5696"}}, ClientCert: pki.ClientCert, ClientKey: pki.ClientKey, CA: pki.CA}
+	good := Config{Servers: []Server{{Address: "localhost:5696"}}, ClientCert: pki.ClientCert, ClientKey: pki.ClientKey, CA: pki.CA}
 	missing := filepath.Join(t.TempDir(), "missing.pem")
 	empty := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
@@ -575,10 +575,10 @@ func TestOpenRefuses(t *testing.T) {
 		want []string
 	}{
 		"no servers":      {func(c *Config) { c.Servers = nil }, []string{"servers"}},
-		"no port":         {func(c *Config) { c.Servers = []Server{{"localhost"}} }, []string{"localhost", "host:port"}},
-		"empty port":      {func(c *Config) { c.Servers = []Server{{"localhost:"}} }, []string{"host:port"}},
-		"no host":         {func(c *Config) { c.Servers = []Server{{":5696"}} }, []string{"host:port"}},
-		"a bad second":    {func(c *Config) { c.Servers = append(c.Servers[:1:1], Server{""}) }, []string{"host:port"}},
+		"no port":         {func(c *Config) { c.Servers = []Server{{Address: "localhost"}} }, []string{"localhost", "host:port"}},
+		"empty port":      {func(c *Config) { c.Servers = []Server{{Address: "localhost:"}} }, []string{"host:port"}},
+		"no host":         {func(c *Config) { c.Servers = []Server{{Address: ":5696"}} }, []string{"host:port"}},
+		"a bad second":    {func(c *Config) { c.Servers = append(c.Servers[:1:1], Server{}) }, []string{"host:port"}},
 		"no certificate":  {func(c *Config) { c.ClientCert = "" }, []string{"clientCert"}},
 		"no key":          {func(c *Config) { c.ClientKey = "" }, []string{"clientKey"}},
 		"no ca":           {func(c *Config) { c.CA = "" }, []string{"ca"}},

@@ -22,7 +22,7 @@ func TestKMS(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := Config{
-		Servers:    []Server{{"127.0.0.1:5696"}},
+		Servers:    []Server{{Address: "127.0.0.1:5696"}},
 		ClientCert: filepath.Join(dir, "client.pem"),
 		ClientKey:  filepath.Join(dir, "client.key"),
 		CA:         filepath.Join(dir, "ca.pem"),
