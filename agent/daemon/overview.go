@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
@@ -55,7 +56,7 @@ func datastoreWarnings(root string, err error) []api.Warning {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errLimit):
+	case errors.Is(err, agent.ErrLimit):
 		return []api.Warning{{Severity: api.Notice, Subject: root, Text: "some VMs in it are not shown: " + err.Error()}}
 	}
 	return []api.Warning{{Severity: api.Critical, Subject: root, Text: "no VM in it can be unlocked: " + err.Error()}}

@@ -72,7 +72,7 @@ func TestUnreadDatastores(t *testing.T) {
 	gone := filepath.Join(d.Datastores[0], "gone")
 	deep := filepath.Join(d.Datastores[0], "deep")
 	d.Datastores = []string{deep, gone}
-	broken(t, filepath.Join(deep, strings.Repeat("x/", maxDepth+1), "vm.vmx"))
+	broken(t, filepath.Join(deep, strings.Repeat("x/", 17), "vm.vmx"))
 	for range 2 {
 		o, err := d.overview(t.Context())
 		if err != nil {
