@@ -140,3 +140,15 @@ func at[T any](ctx context.Context, c *Cluster, server int, do func(context.Cont
 	defer s.conn.Close()
 	return do(ctx, s)
 }
+
+// ErrCanary: no key manager of a cluster gives a key that it should.
+var ErrCanary = errors.New("no key manager gives the key that it is tried with")
+
+// Canary tries the key managers of the cluster with a key that they have: that they answer
+// does not prove that keys can be had. ErrNotFound if there is no key to try.
+func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
+	if id, err = c.AnyKey(ctx); err != nil {
+		return "", nil, err
+	}
+	return id, c.Check(ctx, id), nil
+}
