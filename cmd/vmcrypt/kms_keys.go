@@ -129,7 +129,9 @@ func createKey(w *keyWork) error {
 		return err
 	}
 	key.Destroy()
-	remindOfBackup(w.Context, w.env, w.alias)
+	if !w.Bool("json") {
+		remindOfBackup(w.Context, w.env, w.alias)
+	}
 	return w.tell(key.ID, "created")
 }
 
