@@ -77,14 +77,17 @@ func vmWarnings(vm api.VM) []api.Warning {
 func keyManagerWarnings(servers []api.KeyManager, now time.Time) (all []api.Warning) {
 	usable := map[string]int{}
 	for _, k := range servers {
-		if k.State == string(kek.StateOK) || k.State == stateUnknown {
+		if (k.State == string(kek.StateOK) || k.State == stateUnknown) && !hasFailed(k) {
 			usable[k.Alias]++
 		}
 	}
 	for _, k := range servers {
 		subject := k.Alias + " " + k.Address
-		if k.State != string(kek.StateOK) && k.State != stateUnknown {
+		if hasFailed(k) || k.State != string(kek.StateOK) && k.State != stateUnknown {
 			w := api.Warning{Severity: api.Notice, Subject: subject, Text: k.State + ": " + k.Problem}
+			if hasFailed(k) {
+				w.Text = "it does not give a key that it should: " + k.Canary + ": " + k.CanaryProblem
+			}
 			if usable[k.Alias] == 0 {
 				w.Severity, w.Text = api.Critical, "no key manager of "+k.Alias+" is left: "+w.Text
 			}
