@@ -12,7 +12,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// ErrCircle: the key managers that have a VM's key run in VMs that need it.
+// ErrCircle means that the key managers that have a VM's key run in VMs that need it.
 var ErrCircle = errors.New("to unlock the VM would need the VM itself")
 
 // isVM tells whether the target is the VM of that UUID, or of that descriptor.

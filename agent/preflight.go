@@ -10,7 +10,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/kek"
 )
 
-// ErrPreflight: a VM could not be unlocked.
+// ErrPreflight means that a VM could not be unlocked.
 var ErrPreflight = errors.New("VMs could not be unlocked if this host rebooted now")
 
 // Preflight is which VMs of this host could be unlocked if it rebooted now.

@@ -13,7 +13,7 @@ import (
 	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
-// ErrReplicas: a key manager does not have a key as it should.
+// ErrReplicas means that a key manager does not have a key as it should.
 var ErrReplicas = errors.New("not every key manager has every key")
 
 // Verification is how the key managers have the keys of disks.

@@ -141,7 +141,7 @@ func at[T any](ctx context.Context, c *Cluster, server int, do func(context.Cont
 	return do(ctx, s)
 }
 
-// ErrCanary: no key manager of a cluster gives a key that it should.
+// ErrCanary means that no key manager of a cluster gives a key that it should.
 var ErrCanary = errors.New("no key manager gives the key that it is tried with")
 
 // Canary tries the key managers of the cluster with a key that they have: that they answer

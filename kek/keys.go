@@ -94,7 +94,7 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 	})
 }
 
-// ErrInUse: a key that is active can't be destroyed.
+// ErrInUse means that a key that is active can't be destroyed.
 var ErrInUse = errors.New("the key is active")
 
 func (c *Cluster) change(ctx context.Context, id string, do func(context.Context, *session) error) error {

@@ -153,7 +153,7 @@ func (h *home) verified(code int, targets ...string) (all []string) {
 	for _, d := range parseJSON[agent.Verification](h.t, r.stdout).Disks {
 		text := d.Node
 		for _, s := range d.Recipients[0].Servers {
-			text += " " + string(s.Result)
+			text += "," + string(s.Result)
 			if (s.Detail == "") != (s.Result == kek.KeyOK) || s.Address == "" {
 				h.t.Errorf("%+v", s)
 			}
@@ -161,7 +161,7 @@ func (h *home) verified(code int, targets ...string) (all []string) {
 				h.t.Errorf("people are not told of %+v", s)
 			}
 		}
-		all = append(all, fmt.Sprint(text, " ", d.Recipients[0].Unwraps))
+		all = append(all, fmt.Sprint(text, ",", d.Recipients[0].Unwraps))
 	}
 	return all
 }
@@ -206,14 +206,14 @@ func TestVerify(t *testing.T) {
 		code    int
 		want    []string
 	}{
-		"all are well": {[]string{r.right, r.right}, exitDone, []string{"scsi0:0 ok ok true", "scsi0:0 ok ok true"}},
+		"all are well": {[]string{r.right, r.right}, exitDone, []string{"scsi0:0,ok,ok,true", "scsi0:0,ok,ok,true"}},
 		"all are ill": {[]string{r.right, r.lacks, r.inactive, r.forger, r.gone}, exitKey, []string{
-			"scsi0:0 ok ok ok different unreachable true", "scsi0:0 ok missing inactive different unreachable true",
+			"scsi0:0,ok,ok,ok,different,unreachable,true", "scsi0:0,ok,missing,inactive,different,unreachable,true",
 		}},
-		"one has it":      {[]string{r.lacks, r.gone, r.inactive}, exitKey, []string{"scsi0:0 ok unreachable ok true", "scsi0:0 missing unreachable inactive true"}},
-		"none has it":     {[]string{r.forger, r.lacks}, exitKey, []string{"scsi0:0 different ok true", "scsi0:0 different missing false"}},
-		"one is gone":     {[]string{r.gone, r.right}, exitNoKeyManager, []string{"scsi0:0 unreachable ok true", "scsi0:0 unreachable ok true"}},
-		"nobody is there": {[]string{r.gone}, exitNoKeyManager, []string{"scsi0:0 unreachable false", "scsi0:0 unreachable false"}},
+		"one has it":      {[]string{r.lacks, r.gone, r.inactive}, exitKey, []string{"scsi0:0,ok,unreachable,ok,true", "scsi0:0,missing,unreachable,inactive,true"}},
+		"none has it":     {[]string{r.forger, r.lacks}, exitKey, []string{"scsi0:0,different,ok,true", "scsi0:0,different,missing,false"}},
+		"one is gone":     {[]string{r.gone, r.right}, exitNoKeyManager, []string{"scsi0:0,unreachable,ok,true", "scsi0:0,unreachable,ok,true"}},
+		"nobody is there": {[]string{r.gone}, exitNoKeyManager, []string{"scsi0:0,unreachable,false", "scsi0:0,unreachable,false"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := emptyHome(t).client(r.home, r.datastore, test.servers...)
@@ -238,7 +238,7 @@ func (r *replicated) verifyForeign(h *home) {
 	good := read(t, path)
 	defer write(t, path, good)
 	write(t, path, []byte(strings.Replace(string(good), `"local"`, `"escrow"`, 1)))
-	if got := h.verified(exitKey, r.second); !slices.Equal(got, []string{"scsi0:0 false"}) {
+	if got := h.verified(exitKey, r.second); !slices.Equal(got, []string{"scsi0:0,false"}) {
 		t.Errorf("%q", got)
 	}
 }
@@ -249,7 +249,7 @@ func (r *replicated) verifyTampered(h *home) {
 	good := read(t, path)
 	defer write(t, path, good)
 	write(t, path, []byte(strings.Replace(string(good), `sectorSize = "512"`, `sectorSize = "4096"`, 1)))
-	if got := h.verified(exitTampered, r.second); !slices.Equal(got, []string{"scsi0:0 ok false"}) {
+	if got := h.verified(exitTampered, r.second); !slices.Equal(got, []string{"scsi0:0,ok,false"}) {
 		t.Errorf("%q", got)
 	}
 }
@@ -281,13 +281,13 @@ func TestPreflight(t *testing.T) {
 		want    string // of each VM
 		word    string // in a problem or a warning
 	}{
-		"all are well":     {[]string{r.right}, exitDone, "true true", ""},
-		"a replica lags":   {[]string{r.right, r.lacks}, exitDone, "true true", "missing"},
-		"none has one key": {[]string{r.gone, r.lacks}, exitKey, "true false", "missing"},
-		"nobody is there":  {[]string{r.gone}, exitNoKeyManager, "false false", "unreachable"},
-		"in a VM":          {[]string{r.right + " vm: " + r.first + ".vmx"}, exitNoKeyManager, "false false", "would be locked"},
-		"in a VM of many":  {[]string{r.lacks, r.right + " vm: " + r.first + ".vmx"}, exitDone, "true true", ""},
-		"in a plain VM":    {[]string{r.right + " vm: " + filepath.Join(r.datastore, "plain.vmx")}, exitDone, "true true", ""},
+		"all are well":     {[]string{r.right}, exitDone, "true,true", ""},
+		"a replica lags":   {[]string{r.right, r.lacks}, exitDone, "true,true", "missing"},
+		"none has one key": {[]string{r.gone, r.lacks}, exitKey, "true,false", "missing"},
+		"nobody is there":  {[]string{r.gone}, exitNoKeyManager, "false,false", "unreachable"},
+		"in a VM":          {[]string{r.right + " vm: " + r.first + ".vmx"}, exitNoKeyManager, "false,false", "would be locked"},
+		"in a VM of many":  {[]string{r.lacks, r.right + " vm: " + r.first + ".vmx"}, exitDone, "true,true", ""},
+		"in a plain VM":    {[]string{r.right + " vm: " + filepath.Join(r.datastore, "plain.vmx")}, exitDone, "true,true", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := emptyHome(t).client(r.home, r.datastore, test.servers...)
@@ -298,7 +298,7 @@ func TestPreflight(t *testing.T) {
 				unlocks = append(unlocks, fmt.Sprint(vm.Unlocks))
 				texts = append(texts, slices.Concat(vm.Problems, vm.Warnings)...)
 			}
-			if out.code != test.code || strings.Join(unlocks, " ") != test.want {
+			if out.code != test.code || strings.Join(unlocks, ",") != test.want {
 				t.Errorf("exit code %d, %+v, %s", out.code, p, out.stderr)
 			}
 			text := strings.Join(texts, "\n")
@@ -444,7 +444,7 @@ func (h *home) keepsNeeded(id, path string) {
 	for _, text := range []string{
 		good,
 		strings.Replace(good, `"local"`, `"as it was called before"`, 1),
-		strings.Replace(good, `present = "TRUE"`, `present = "FALSE"`, 1),
+		strings.Replace(good, `scsi0:0.present = "TRUE"`, `scsi0:0.present = "FALSE"`, 1),
 		"\n",
 	} {
 		write(t, descriptor, []byte(text))
