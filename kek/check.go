@@ -114,7 +114,7 @@ func (c *Cluster) getFrom(ctx context.Context, server int, id string) (*Key, err
 	if err := checkID(id); err != nil {
 		return nil, &fault{err: fmt.Errorf("%w: %w", ErrNotFound, err)}
 	}
-	return at(ctx, c, server, func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
+	return work(ctx, c.servers[server], func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
 }
 
 // keyResult tells what it means for a key that it was not to be had.
@@ -128,17 +128,6 @@ func keyResult(f *fault) KeyResult {
 		return KeyDenied
 	}
 	return KeyUnreachable
-}
-
-// at has one key manager do something.
-func at[T any](ctx context.Context, c *Cluster, server int, do func(context.Context, *session) (T, error)) (T, error) {
-	s, err := c.connect(ctx, c.servers[server].Address)
-	if err != nil {
-		var none T
-		return none, err
-	}
-	defer s.conn.Close()
-	return do(ctx, s)
 }
 
 // ErrCanary means that no key manager of a cluster gives a key that it should.

@@ -25,21 +25,22 @@ const locatePage = 1000
 // List tells of the AES-256 keys that a key manager of the cluster has for this client,
 // except of those that are destroyed. The first that answers is asked.
 func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
-	return first(ctx, c, func(ctx context.Context, s *session) ([]KeyInfo, error) {
+	list := func(ctx context.Context, s *session) ([]KeyInfo, error) {
 		ids, err := s.locateAll(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return s.describeAll(ctx, ids)
-	})
+	}
+	return ask(ctx, c, list, func([]KeyInfo) {})
 }
 
 // AnyKey gives the ID of an active key that the cluster has for this client, always the
 // same where the key managers keep their order. ErrNotFound if there is none.
 func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
-	return first(ctx, c, func(ctx context.Context, s *session) (string, error) {
+	find := func(ctx context.Context, s *session) (string, error) {
 		active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
-		ids, err := s.locate(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
+		ids, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
 		if err != nil {
 			return "", err
 		}
@@ -47,7 +48,8 @@ func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("%w that is active", ErrNotFound)
 		}
 		return ids[0], nil
-	})
+	}
+	return ask(ctx, c, find, func(string) {})
 }
 
 // Revoke takes a key out of use: nothing more can be wrapped under it, and what is can
@@ -97,30 +99,26 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 // ErrInUse means that a key that is active can't be destroyed.
 var ErrInUse = errors.New("the key is active")
 
+// change has the first key manager change something that answers.
 func (c *Cluster) change(ctx context.Context, id string, do func(context.Context, *session) error) error {
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("alias %q: %w: %w", c.alias, ErrNotFound, err)
 	}
-	_, err := first(ctx, c, func(ctx context.Context, s *session) (struct{}, error) { return struct{}{}, do(ctx, s) })
-	return err
-}
-
-// first has the first key manager do something that answers.
-func first[T any](ctx context.Context, c *Cluster, do func(context.Context, *session) (T, error)) (T, error) {
 	var faults []*fault
-	for i := range c.servers {
-		value, err := at(ctx, c, i, do)
-		if err == nil {
-			return value, nil
-		}
-		f := c.diagnose(c.servers[i].Address, err)
-		faults = append(faults, f)
-		if f.answered || ctx.Err() != nil {
-			break
+	for _, site := range c.order() {
+		for _, s := range site {
+			_, err := work(ctx, s, func(ctx context.Context, conn *session) (struct{}, error) { return struct{}{}, do(ctx, conn) })
+			if err == nil {
+				return nil
+			}
+			f := c.diagnose(s.Address, err)
+			faults = append(faults, f)
+			if f.answered || ctx.Err() != nil {
+				return c.explain(ctx, faults...)
+			}
 		}
 	}
-	var none T
-	return none, c.explain(ctx, faults...)
+	return c.explain(ctx, faults...)
 }
 
 // kekAttributes are those by which keys are found that can be KEKs.
@@ -137,11 +135,11 @@ func kekAttributes() []kmipwire.Attribute {
 func (s *session) locateAll(ctx context.Context) (all []string, err error) {
 	req := kmipwire.LocateRequest{Attribute: kekAttributes()}
 	if s.version.ProtocolVersionMinor < 3 {
-		return s.locate(ctx, req)
+		return s.locateKeys(ctx, req)
 	}
 	req.MaximumItems = locatePage
 	for {
-		ids, err := s.locate(ctx, req)
+		ids, err := s.locateKeys(ctx, req)
 		if err != nil {
 			return nil, err
 		}
@@ -152,7 +150,7 @@ func (s *session) locateAll(ctx context.Context) (all []string, err error) {
 	}
 }
 
-func (s *session) locate(ctx context.Context, req kmipwire.LocateRequest) ([]string, error) {
+func (s *session) locateKeys(ctx context.Context, req kmipwire.LocateRequest) ([]string, error) {
 	var resp kmipwire.LocateResponse
 	if err := s.call(ctx, kmip14.OperationLocate, req, &resp); err != nil {
 		return nil, fmt.Errorf("locate keys: %w", err)
