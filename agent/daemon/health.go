@@ -92,7 +92,9 @@ func (d *daemon) askAlias(ctx context.Context, a Alias) (all []api.KeyManager) {
 	}
 	d.health.recall(a.Name, all)
 	if slices.ContainsFunc(all, isOK) && d.health.isDue(a.Name, now) {
-		try(ctx, cluster, all)
+		if try(ctx, cluster, all) {
+			d.health.noteTried(a.Name, now)
+		}
 		d.usedKeys()
 	}
 	return all
@@ -102,16 +104,17 @@ func (d *daemon) askAlias(ctx context.Context, a Alias) (all []api.KeyManager) {
 // answers does not prove that keys can be had.
 const canaryPause = 5 * time.Minute
 
-// isDue tells whether the key managers of an alias are to be tried, and notes that they
-// are.
+// isDue tells whether the key managers of an alias are to be tried.
 func (h *health) isDue(alias string, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if now.Sub(h.tried[alias]) < canaryPause {
-		return false
-	}
+	return now.Sub(h.tried[alias]) >= canaryPause
+}
+
+func (h *health) noteTried(alias string, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.tried[alias] = now
-	return true
 }
 
 // recall notes what came of it when the key managers of an alias were last tried.
@@ -128,14 +131,14 @@ func (h *health) recall(alias string, all []api.KeyManager) {
 }
 
 // try notes how each key manager gives a key. Without one to try, or if none answers,
-// nothing is known of that.
-func try(ctx context.Context, cluster *kek.Cluster, all []api.KeyManager) {
+// nothing is known of that: it is false.
+func try(ctx context.Context, cluster *kek.Cluster, all []api.KeyManager) bool {
 	for i := range all {
 		all[i].Canary, all[i].CanaryProblem = "", ""
 	}
 	id, checks, err := cluster.Canary(ctx)
 	if err != nil {
-		return
+		return false
 	}
 	for i, k := range checks {
 		all[i].Canary = string(k.Result)
@@ -143,6 +146,7 @@ func try(ctx context.Context, cluster *kek.Cluster, all []api.KeyManager) {
 			all[i].CanaryProblem = "key " + id + ": " + k.Detail
 		}
 	}
+	return true
 }
 
 func keyManager(alias string, s kek.ServerStatus) api.KeyManager {

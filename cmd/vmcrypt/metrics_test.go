@@ -55,8 +55,7 @@ func TestMetrics(t *testing.T) {
 		with("vmcrypt_disk_request_duration_seconds_count", `operation="write",`):    1,
 		fmt.Sprintf(`vmcrypt_disk_request_errors_total{descriptor="%s",error="EIO",node="scsi0:0",operation="write",vm="web01"}`, target): 0,
 		fmt.Sprintf(`vmcrypt_disk_server_up{descriptor="%s",vm="web01"}`, target):                                                         1,
-		fmt.Sprintf(`vmcrypt_key_manager_requests_total{alias="remote",operation="Get",result="ok",server="%s"}`, k.address):              2, // the unlock and the canary
-		fmt.Sprintf(`vmcrypt_key_manager_canary_ok{alias="remote",server="%s"}`, k.address):                                               1,
+		fmt.Sprintf(`vmcrypt_key_manager_requests_total{alias="remote",operation="Get",result="ok",server="%s"}`, k.address):              1,
 	})
 	h.checkMetrics(ofKMS, map[string]float64{`vmcrypt_kms_clients{state="active"}`: 1, `vmcrypt_kms_backup_due`: 1})
 	for _, address := range []string{ofAgent, ofKMS} {

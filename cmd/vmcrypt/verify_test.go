@@ -104,17 +104,6 @@ func forged(item kmipwire.RequestBatchItem) any {
 	return &kmipwire.DiscoverVersionsResponse{ProtocolVersion: kmipwire.Versions()}
 }
 
-// nowhere is an address at which nobody listens.
-func nowhere(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // client makes this home one of a host without a key manager, whose alias "local" has
 // these servers: addresses, or an address and " vm: …" after it.
 func (h *home) client(keys *home, datastore string, servers ...string) *home {
@@ -177,7 +166,7 @@ type replicated struct {
 }
 
 func newReplicated(t *testing.T) *replicated {
-	r := &replicated{home: newHome(t), datastore: t.TempDir(), gone: nowhere(t)}
+	r := &replicated{home: newHome(t), datastore: t.TempDir(), gone: freeAddress(t)}
 	r.first, r.second = filepath.Join(r.datastore, "first.img"), filepath.Join(r.datastore, "second.img")
 	for _, path := range []string{r.first, r.second} {
 		smallImage(t, path)
