@@ -80,6 +80,11 @@ func (u *Unfinished) Unwrap() []error {
 type Host struct {
 	// Cluster opens the key managers of an alias; ErrAlias if there are none.
 	Cluster func(alias string) (*kek.Cluster, error)
+	// Datastores are the folders in which the host's VMs lie.
+	Datastores []string
+	// KeyManagerVMs has for each alias who runs its key managers, in their order: the UUID
+	// of a VM, or the absolute path of its descriptor; "" for none of this host's.
+	KeyManagerVMs map[string][]string
 	// Keys, if set, has workflows that run at once share the KEKs that they need.
 	Keys *Keys
 	// Turns, if set, bounds how many unlocks run at once.

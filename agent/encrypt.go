@@ -98,7 +98,11 @@ func encryptTo(ctx context.Context, keys *keyring, out *output, jobs []*job, opt
 // makeRecords gives every job a DEK of its own, wrapped in the output's
 // descriptor.
 func makeRecords(ctx context.Context, keys *keyring, out *output, jobs []*job, opts EncryptOptions) error {
-	wrapper, err := keys.forWrapping(ctx, opts.Alias, opts.KEKID)
+	var disks []Disk
+	for _, j := range jobs {
+		disks = append(disks, j.disk)
+	}
+	wrapper, err := keys.forWrapping(ctx, disks, opts.Alias, opts.KEKID)
 	if err != nil {
 		return err
 	}

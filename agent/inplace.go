@@ -397,7 +397,7 @@ func (opts EncryptOptions) begin(ctx context.Context, keys *keyring, jobs []*con
 			return fmt.Errorf("disk %s (%s): %w", j.disk.Node, j.disk.Path, err)
 		}
 	}
-	wrapper, err := keys.forWrapping(ctx, opts.Alias, opts.KEKID)
+	wrapper, err := keys.forWrapping(ctx, disksOf(jobs), opts.Alias, opts.KEKID)
 	if err != nil {
 		return err
 	}
@@ -429,4 +429,11 @@ func starting(rec *vmx.Record, k kind) *vmx.Record {
 	first := *rec
 	first.State, first.Conversion = k.state, &vmx.Conversion{UUID: uuid.New(), Phase: vmx.PhasePreparing}
 	return &first
+}
+
+func disksOf(jobs []*conversionJob) (disks []Disk) {
+	for _, j := range jobs {
+		disks = append(disks, j.disk)
+	}
+	return disks
 }

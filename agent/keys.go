@@ -66,9 +66,12 @@ func (h *Host) fetch(ctx context.Context, ref kekRef) (*kek.Key, error) {
 	return cluster.Get(ctx, ref.id)
 }
 
-// forWrapping returns the KEK that new DEKs are wrapped under: the named one, or
-// one that the key manager makes now. Every key manager of the alias has it.
-func (k *keyring) forWrapping(ctx context.Context, alias, id string) (*kek.Key, error) {
+// forWrapping returns the KEK that new DEKs of a target's disks are wrapped under: the
+// named one, or one that the key manager makes now. Every key manager of the alias has it.
+func (k *keyring) forWrapping(ctx context.Context, disks []Disk, alias, id string) (*kek.Key, error) {
+	if err := k.host.checkCircle(ctx, disks, alias); err != nil {
+		return nil, err
+	}
 	cluster, err := k.host.Cluster(alias)
 	if err != nil {
 		return nil, err

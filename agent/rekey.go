@@ -24,7 +24,7 @@ func (opts RekeyOptions) begin(ctx context.Context, keys *keyring, jobs []*conve
 			return err
 		}
 	}
-	wrapper, err := keys.forWrapping(ctx, opts.Alias, opts.KEKID)
+	wrapper, err := keys.forWrapping(ctx, disksOf(jobs), opts.Alias, opts.KEKID)
 	if err != nil {
 		return err
 	}

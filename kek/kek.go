@@ -93,6 +93,9 @@ type Server struct {
 	// Site is where the key manager stands. Those of other sites than this host's are asked
 	// only when each one of its own has failed.
 	Site string `yaml:"site"`
+	// VM is the virtual machine that runs the key manager, if one of this host does: its
+	// UUID, or the path of its descriptor.
+	VM string `yaml:"vm"`
 }
 
 // DialFunc makes a connection to a key manager, TLS not included. One with a method

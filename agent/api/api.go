@@ -113,6 +113,10 @@ type KeyManager struct {
 	Version   string     `json:"version,omitempty"`
 	LatencyMs float64    `json:"latencyMs"`
 	Problem   string     `json:"problem,omitempty"`
+	// Canary is how it gave the key that it was tried with a few minutes ago: ok, missing,
+	// denied, inactive, different or unreachable. It is empty where there is none to try.
+	Canary        string `json:"canary,omitempty"`
+	CanaryProblem string `json:"canaryProblem,omitempty"`
 	// Expires is when the certificate that it showed ends.
 	Expires *time.Time `json:"expires"`
 	// ClientExpires is when the certificate ends by which the agent is known to it.

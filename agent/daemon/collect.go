@@ -34,11 +34,11 @@ func diskDesc(name, help string, labels ...string) *prometheus.Desc {
 
 // descriptions are of what the collector finds.
 type descriptions struct {
-	vms, problems                                *prometheus.Desc
-	serverUp, serverStart                        *prometheus.Desc
-	read, written, connections, requests, failed *prometheus.Desc
-	position, size, running                      *prometheus.Desc
-	managerUp, managerLatency, expiry            *prometheus.Desc
+	vms, problems                                    *prometheus.Desc
+	serverUp, serverStart                            *prometheus.Desc
+	read, written, connections, requests, failed     *prometheus.Desc
+	position, size, running                          *prometheus.Desc
+	managerUp, managerCanary, managerLatency, expiry *prometheus.Desc
 }
 
 func newDescriptions() *descriptions {
@@ -60,6 +60,7 @@ func newDescriptions() *descriptions {
 		size:           diskDesc("vmcrypt_conversion_size_bytes", "The size of a disk that is amid a conversion in place.", "state"),
 		running:        diskDesc("vmcrypt_conversion_running", "Whether a process is at the conversion of a disk; if not, it was interrupted.", "state"),
 		managerUp:      desc("vmcrypt_key_manager_up", "Whether a key manager could be used when it was last asked, which is once a minute.", "alias", "server"),
+		managerCanary:  desc("vmcrypt_key_manager_canary_ok", "Whether a key manager gave the key that it was last tried with, which is every five minutes.", "alias", "server"),
 		managerLatency: desc("vmcrypt_key_manager_latency_seconds", "How long a key manager took when it was last asked how it is.", "alias", "server"),
 		expiry: desc("vmcrypt_certificate_expiry_timestamp_seconds",
 			"When the certificate ends that a key manager showed (server), or by which the agent is known to it (client), in seconds since 1970.",
@@ -70,7 +71,7 @@ func newDescriptions() *descriptions {
 func (d *descriptions) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.vms, d.problems, d.serverUp, d.serverStart, d.read, d.written, d.connections, d.requests, d.failed,
-		d.position, d.size, d.running, d.managerUp, d.managerLatency, d.expiry,
+		d.position, d.size, d.running, d.managerUp, d.managerCanary, d.managerLatency, d.expiry,
 	}
 }
 
@@ -182,6 +183,9 @@ func (s *sheet) keyManagers() {
 			continue
 		}
 		s.gauge(s.managerUp, truth(k.State == string(kek.StateOK)), k.Alias, k.Address)
+		if k.Canary != "" {
+			s.gauge(s.managerCanary, truth(k.Canary == string(kek.KeyOK)), k.Alias, k.Address)
+		}
 		s.gauge(s.managerLatency, k.LatencyMs/1000, k.Alias, k.Address)
 		if k.Expires != nil {
 			s.gauge(s.expiry, float64(k.Expires.Unix()), k.Alias, k.Address, "server")

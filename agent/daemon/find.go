@@ -123,7 +123,7 @@ func (d *daemon) find(ctx context.Context, vm string) (string, error) {
 	}
 	var paths []string
 	for _, candidate := range list.VMs {
-		if candidate.Name == vm || isUUID(candidate.UUID, vm) {
+		if candidate.Name == vm || agent.SameUUID(candidate.UUID, vm) {
 			paths = append(paths, candidate.Descriptor)
 		}
 	}
@@ -138,10 +138,3 @@ func (d *daemon) find(ctx context.Context, vm string) (string, error) {
 
 // maxNamed is how many VMs of a name are told.
 const maxNamed = 10
-
-// isUUID compares UUIDs, of which descriptors have "56 4d 0b … -…" and libvirt
-// "564d0b…-…".
-func isUUID(a, b string) bool {
-	digits := func(s string) string { return strings.ToLower(strings.NewReplacer(" ", "", "-", "").Replace(s)) }
-	return len(digits(a)) == 32 && digits(a) == digits(b)
-}

@@ -32,11 +32,12 @@ type health struct {
 	again chan struct{} // tells keepAsking not to wait
 
 	mu      sync.Mutex
-	servers []api.KeyManager // in the order of the configuration
+	servers []api.KeyManager     // in the order of the configuration
+	tried   map[string]time.Time // when the key managers of an alias were last tried with a key
 }
 
 func newHealth(aliases []Alias) *health {
-	h := &health{again: make(chan struct{}, 1)}
+	h := &health{again: make(chan struct{}, 1), tried: map[string]time.Time{}}
 	for _, a := range aliases {
 		for _, address := range a.Servers {
 			h.servers = append(h.servers, api.KeyManager{Alias: a.Name, Address: address, State: stateUnknown})
@@ -89,7 +90,63 @@ func (d *daemon) askAlias(ctx context.Context, a Alias) (all []api.KeyManager) {
 		k.Checked, k.ClientExpires = &now, &expires
 		all = append(all, k)
 	}
+	d.health.recall(a.Name, all)
+	if slices.ContainsFunc(all, isOK) && d.health.isDue(a.Name, now) {
+		if try(ctx, cluster, all) {
+			d.health.noteTried(a.Name, now)
+		}
+		d.usedKeys()
+	}
 	return all
+}
+
+// canaryPause is between two times that key managers are tried with a key: that one
+// answers does not prove that keys can be had.
+const canaryPause = 5 * time.Minute
+
+// isDue tells whether the key managers of an alias are to be tried.
+func (h *health) isDue(alias string, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Sub(h.tried[alias]) >= canaryPause
+}
+
+func (h *health) noteTried(alias string, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tried[alias] = now
+}
+
+// recall notes what came of it when the key managers of an alias were last tried.
+func (h *health) recall(alias string, all []api.KeyManager) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := 0
+	for _, was := range h.servers {
+		if was.Alias == alias && i < len(all) {
+			all[i].Canary, all[i].CanaryProblem = was.Canary, was.CanaryProblem
+			i++
+		}
+	}
+}
+
+// try notes how each key manager gives a key. Without one to try, or if none answers,
+// nothing is known of that: it is false.
+func try(ctx context.Context, cluster *kek.Cluster, all []api.KeyManager) bool {
+	for i := range all {
+		all[i].Canary, all[i].CanaryProblem = "", ""
+	}
+	id, checks, err := cluster.Canary(ctx)
+	if err != nil {
+		return false
+	}
+	for i, k := range checks {
+		all[i].Canary = string(k.Result)
+		if k.Detail != "" {
+			all[i].CanaryProblem = "key " + id + ": " + k.Detail
+		}
+	}
+	return true
 }
 
 func keyManager(alias string, s kek.ServerStatus) api.KeyManager {
@@ -124,6 +181,10 @@ func (h *health) set(alias string, asked []api.KeyManager) {
 		if was.State != now.State {
 			logHealth(was, now)
 		}
+		if was.Canary != now.Canary && hasFailed(now) {
+			slog.Warn("a key manager does not give a key that it should", "alias", now.Alias, "address", now.Address,
+				"result", now.Canary, "error", errors.New(now.CanaryProblem))
+		}
 		logExpiry(was, now)
 	}
 }
@@ -136,4 +197,12 @@ func logHealth(was, now api.KeyManager) {
 	case was.State != stateUnknown:
 		log.Info("a key manager can be used again")
 	}
+}
+
+func isOK(k api.KeyManager) bool { return k.State == string(kek.StateOK) }
+
+// hasFailed tells whether a key manager that answers does not give the key that it was
+// tried with.
+func hasFailed(k api.KeyManager) bool {
+	return isOK(k) && k.Canary != "" && k.Canary != string(kek.KeyOK) && k.Canary != string(kek.KeyUnreachable)
 }

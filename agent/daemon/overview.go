@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/agent/api"
 	"github.com/vmcrypt/vmcrypt/kek"
 )
@@ -55,7 +56,7 @@ func datastoreWarnings(root string, err error) []api.Warning {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errLimit):
+	case errors.Is(err, agent.ErrLimit):
 		return []api.Warning{{Severity: api.Notice, Subject: root, Text: "some VMs in it are not shown: " + err.Error()}}
 	}
 	return []api.Warning{{Severity: api.Critical, Subject: root, Text: "no VM in it can be unlocked: " + err.Error()}}
@@ -76,14 +77,17 @@ func vmWarnings(vm api.VM) []api.Warning {
 func keyManagerWarnings(servers []api.KeyManager, now time.Time) (all []api.Warning) {
 	usable := map[string]int{}
 	for _, k := range servers {
-		if k.State == string(kek.StateOK) || k.State == stateUnknown {
+		if (k.State == string(kek.StateOK) || k.State == stateUnknown) && !hasFailed(k) {
 			usable[k.Alias]++
 		}
 	}
 	for _, k := range servers {
 		subject := k.Alias + " " + k.Address
-		if k.State != string(kek.StateOK) && k.State != stateUnknown {
+		if hasFailed(k) || k.State != string(kek.StateOK) && k.State != stateUnknown {
 			w := api.Warning{Severity: api.Notice, Subject: subject, Text: k.State + ": " + k.Problem}
+			if hasFailed(k) {
+				w.Text = "it does not give a key that it should: " + k.Canary + ": " + k.CanaryProblem
+			}
 			if usable[k.Alias] == 0 {
 				w.Severity, w.Text = api.Critical, "no key manager of "+k.Alias+" is left: "+w.Text
 			}

@@ -39,6 +39,16 @@ func TestWarnings(t *testing.T) {
 			servers: []api.KeyManager{{Alias: "b", State: "ok"}, {Alias: "a", State: "denied"}, {Alias: "a", State: "unreachable"}},
 			want:    []string{"critical no key manager of a is left: denied", "critical no key manager of a is left: unreachable"},
 		},
+		"one that gives no keys": {
+			servers: []api.KeyManager{
+				{Alias: "a", State: "ok", Canary: "ok"}, {Alias: "a", State: "ok", Canary: "missing", CanaryProblem: "key 7: gone"},
+				{Alias: "b", State: "ok", Canary: "denied", CanaryProblem: "key 8: no"}, {Alias: "c", State: "ok", Canary: "unreachable"},
+			},
+			want: []string{
+				"critical no key manager of b is left: it does not give a key that it should: denied: key 8: no",
+				"warning it does not give a key that it should: missing: key 7: gone",
+			},
+		},
 		"certificates": {
 			servers: []api.KeyManager{{Alias: "a", State: "ok", Expires: in(29.5), ClientExpires: in(-1)}},
 			want: []string{
@@ -72,7 +82,7 @@ func TestUnreadDatastores(t *testing.T) {
 	gone := filepath.Join(d.Datastores[0], "gone")
 	deep := filepath.Join(d.Datastores[0], "deep")
 	d.Datastores = []string{deep, gone}
-	broken(t, filepath.Join(deep, strings.Repeat("x/", maxDepth+1), "vm.vmx"))
+	broken(t, filepath.Join(deep, strings.Repeat("x/", 17), "vm.vmx"))
 	for range 2 {
 		o, err := d.overview(t.Context())
 		if err != nil {
@@ -104,6 +114,32 @@ func TestHealth(t *testing.T) {
 	}
 	if got := h.all(); !slices.Equal(got, want) {
 		t.Errorf("known is %+v", got)
+	}
+}
+
+// TestHealthRemembersCanaries: key managers are tried with a key less often than they are
+// asked how they are.
+func TestHealthRemembersCanaries(t *testing.T) {
+	h := newHealth([]Alias{{"b", []string{"one:1"}}, {"a", []string{"one:1", "two:2"}}})
+	now := time.Now()
+	for i, want := range []bool{true, false, false, true} {
+		if h.isDue("a", now.Add(time.Duration(i)*2*time.Minute)) != want {
+			t.Errorf("after %d min: it is not %v that they are tried", 2*i, want)
+		}
+		if i == 0 {
+			h.noteTried("a", now)
+		}
+	}
+	if !h.isDue("b", now) {
+		t.Error("those of another alias are not tried")
+	}
+	h.set("a", []api.KeyManager{
+		{Alias: "a", Address: "one:1", State: "ok", Canary: "ok"}, {Alias: "a", Address: "two:2", State: "ok", Canary: "missing", CanaryProblem: "key 7"},
+	})
+	next := []api.KeyManager{{Alias: "a", Address: "one:1"}, {Alias: "a", Address: "two:2"}}
+	h.recall("a", next)
+	if next[0].Canary != "ok" || next[1].Canary != "missing" || next[1].CanaryProblem != "key 7" {
+		t.Errorf("%+v", next)
 	}
 }
 

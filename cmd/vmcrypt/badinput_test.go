@@ -326,12 +326,13 @@ func TestBadConfiguration(t *testing.T) {
 	path := filepath.Join(h.dir, "config.yaml")
 	good := string(read(t, path))
 	for name, test := range map[string]struct{ text, word string }{
-		"unknown key":   {good + "colour: red\n", `unknown key "colour"`},
-		"no YAML":       {"defaultAlias: [", "config.yaml"},
-		"wrong type":    {"aliases: 7\n", "config.yaml: line 1"},
-		"no servers":    {"aliases:\n  a: {}\n", "at least one"},
-		"default alias": {"defaultAlias: x\n", "defaultAlias"},
-		"engine":        {"engine: fast\n", "engine"},
+		"unknown key":    {good + "colour: red\n", `unknown key "colour"`},
+		"no YAML":        {"defaultAlias: [", "config.yaml"},
+		"wrong type":     {"aliases: 7\n", "config.yaml: line 1"},
+		"no servers":     {"aliases:\n  a: {}\n", "at least one"},
+		"default alias":  {"defaultAlias: x\n", "defaultAlias"},
+		"VM of a server": {"aliases:\n  a:\n    servers: [{address: \"a:1\", vm: web01}]\n", "neither a UUID nor"},
+		"engine":         {"engine: fast\n", "engine"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			write(t, path, []byte(test.text))

@@ -66,7 +66,19 @@ func locate(c *cli.Context) (kms.Home, config.Paths, error) {
 
 // host is the agent's view of this machine.
 func (e *environment) host() *agent.Host {
-	return &agent.Host{Cluster: e.cluster, Engine: e.engine}
+	return &agent.Host{
+		Cluster: e.cluster, Engine: e.engine, Datastores: e.config.Datastores, KeyManagerVMs: e.keyManagerVMs(),
+	}
+}
+
+func (e *environment) keyManagerVMs() map[string][]string {
+	all := map[string][]string{}
+	for alias, cfg := range e.config.Aliases {
+		for _, s := range cfg.Servers {
+			all[alias] = append(all[alias], s.VM)
+		}
+	}
+	return all
 }
 
 // cluster opens the key managers of an alias. The local one needs no server: it

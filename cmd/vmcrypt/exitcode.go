@@ -89,6 +89,7 @@ var codes = []struct {
 	{kek.ErrInactive, exitKey},
 	{kek.ErrUnproven, exitKey},
 	{kek.ErrUnsuitable, exitKey},
+	{kek.ErrCanary, exitKey},
 	{kek.ErrUnavailable, exitNoKeyManager},
 }
 
@@ -115,6 +116,11 @@ var hints = []struct {
 	err  error
 	hint string
 }{
+	{agent.ErrPreflight, "the VMs' problems say what is wrong with each; \"vmcrypt kms status\" shows which key managers answer"},
+	{agent.ErrReplicas, "see to it that the key managers replicate, and that all of them give this host the key"},
+	{agent.ErrCircle, "encrypt it under an alias that other key managers serve, with --kms"},
+	{errNeeded, "\"vmcrypt decrypt\" or \"vmcrypt rekey --deep\" has VMs need it no more; descriptors that are no VM's any more can be moved out of the datastores"},
+	{kek.ErrInUse, "\"vmcrypt kms revoke-key\" has nothing more encrypted under it"},
 	{daemon.ErrClients, "power the VM off first; --force takes its disks away from it"},
 	{daemon.ErrSilent, "--force locks it all the same, and takes its disks away from a guest that still runs"},
 	{daemon.ErrWaiting, "power the VM off first; then --force without --owner locks it"},

@@ -9,6 +9,7 @@ func kmsCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			kmsServeCommand(), kmsStatusCommand(), kmsBackupCommand(), kmsRestoreCommand(),
 			kmsTrustCommand(), kmsClientCommand(), kmsAuditCommand(), kmsRotateCommand(),
+			kmsCreateKeyCommand(), kmsListKeysCommand(), kmsRevokeKeyCommand(), kmsDestroyKeyCommand(),
 		},
 		HideHelpCommand: true,
 		OnUsageError:    onUsageError,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -26,10 +27,13 @@ func kmsStatusCommand() *cli.Command {
 type kmsReport struct {
 	Aliases []aliasReport `json:"aliases"`
 	Backup  *backupReport `json:"backup,omitempty"` // of the local key manager
+	// Warnings tell of VMs that run key managers and need these to be unlocked.
+	Warnings []string `json:"warnings"`
 }
 
 type aliasReport struct {
 	Alias   string         `json:"alias"`
+	Canary  string         `json:"canary"` // the ID of the key that they were tried with; "" if there is none
 	Servers []serverReport `json:"servers"`
 	// ClientExpires is when the certificate ends that the servers know this host by.
 	ClientExpires *time.Time `json:"clientExpires,omitempty"`
@@ -43,6 +47,9 @@ type serverReport struct {
 	Error     string  `json:"error"`
 	// Expires is until when the server can prove who it is by its certificate.
 	Expires *time.Time `json:"expires,omitempty"`
+	// Canary is how it gave the key that it was tried with; empty if it was not tried.
+	Canary       kek.KeyResult `json:"canary,omitempty"`
+	CanaryDetail string        `json:"canaryDetail,omitempty"`
 }
 
 type backupReport struct {
@@ -80,7 +87,7 @@ func kmsStatus(c *cli.Context) error {
 }
 
 func (e *environment) kmsReport(ctx context.Context, aliases []string) (*kmsReport, error) {
-	r := &kmsReport{Aliases: []aliasReport{}}
+	r := &kmsReport{Aliases: []aliasReport{}, Warnings: []string{}}
 	for _, alias := range aliases {
 		a, err := e.aliasReport(ctx, alias)
 		if err != nil {
@@ -89,7 +96,9 @@ func (e *environment) kmsReport(ctx context.Context, aliases []string) (*kmsRepo
 		r.Aliases = append(r.Aliases, a)
 	}
 	r.Backup = e.backupReport(ctx)
-	return r, nil
+	circles, err := e.host().Circles(ctx)
+	r.Warnings = append(r.Warnings, circles...)
+	return r, err
 }
 
 // aliasReport asks the servers of an alias. One whose certificates can't be read
@@ -110,7 +119,21 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 	for _, s := range cluster.Status(ctx) {
 		a.Servers = append(a.Servers, serverOf(s))
 	}
-	return a, nil
+	return a, a.try(ctx, cluster)
+}
+
+// try fetches a key from each server: that one answers does not prove that keys can be
+// had. The error is that ctx has ended.
+func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster) error {
+	id, checks, err := cluster.Canary(ctx)
+	if err != nil {
+		return ctx.Err() // there is no key yet, or no server answers, which is told
+	}
+	a.Canary = id
+	for i, k := range checks {
+		a.Servers[i].Canary, a.Servers[i].CanaryDetail = k.Result, k.Detail
+	}
+	return ctx.Err()
 }
 
 func serverOf(s kek.ServerStatus) serverReport {
@@ -172,7 +195,8 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, plainText(s.Error))
 				continue
 			}
-			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms%s\n", s.Address, s.State, s.Version, s.LatencyMs, expiryNote(", its certificate", s.Expires))
+			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms%s%s\n", s.Address, s.State, s.Version, s.LatencyMs,
+				s.canaryText(a.Canary), expiryNote(", its certificate", s.Expires))
 		}
 		if note := expiryNote("this host's certificate", a.ClientExpires); note != "" {
 			fmt.Fprintf(w, "    %s\n", note)
@@ -181,6 +205,17 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 	if b := r.Backup; b != nil {
 		fmt.Fprintf(w, "last backup of the local key manager: %s\n", b.text())
 	}
+	printWarnings(w, r.Warnings)
+}
+
+func (s serverReport) canaryText(id string) string {
+	switch s.Canary {
+	case "":
+		return ""
+	case kek.KeyOK:
+		return ", gives keys"
+	}
+	return fmt.Sprintf(", but key %s is %s: %s", plainText(id), s.Canary, plainText(s.CanaryDetail))
 }
 
 func (b *backupReport) text() string {
@@ -209,11 +244,14 @@ func age(t time.Time) string {
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
 
-// verdict fails if an alias has no server that answers.
+// verdict fails if an alias has no server that answers, or none that gives keys.
 func (r *kmsReport) verdict() error {
 	for _, a := range r.Aliases {
 		if !a.answers() {
 			return fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable)
+		}
+		if a.Canary != "" && !slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary == kek.KeyOK }) {
+			return fmt.Errorf("alias %q: %w: %s", a.Alias, kek.ErrCanary, a.Canary)
 		}
 	}
 	return nil

@@ -77,7 +77,7 @@ func newApp() *cli.App {
 			"The configuration is config.yaml below $VMCRYPT_HOME, else /etc/vmcrypt for root and\n" +
 			"~/.config/vmcrypt for others.\n\n" + exitCodeHelp,
 		Commands: []*cli.Command{
-			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(),
+			initCommand(), encryptCommand(), decryptCommand(), rekeyCommand(), statusCommand(), verifyCommand(), preflightCommand(),
 			lsCommand(), catCommand(), serveCommand(), agentCommand(), unlockCommand(), lockCommand(), listCommand(),
 			libvirtHookCommand(), libvirtXMLCommand(), proxmoxHookCommand(), proxmoxArgsCommand(),
 			benchCommand(), kmsCommand(), auditCommand(), diskServerCommand(), manualCommand(),

@@ -16,6 +16,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/vmcrypt/vmcrypt/internal/listen"
@@ -198,6 +199,11 @@ func (c *Config) check() *keyError {
 		if err := c.checkPins(name); err != nil {
 			return err
 		}
+		for _, s := range c.Aliases[name].Servers {
+			if s.VM != "" && !isDescriptor(s.VM) && uuid.Validate(s.VM) != nil {
+				return wrong(fmt.Sprintf("vm: %q is neither a UUID nor the path of a .vmx", s.VM), "aliases", name, "servers")
+			}
+		}
 	}
 	if err := c.checkAddresses(); err != nil {
 		return err
@@ -251,6 +257,9 @@ func isAlias(name string) bool {
 		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
+// isDescriptor tells a VM's descriptor from its UUID.
+func isDescriptor(vm string) bool { return strings.EqualFold(filepath.Ext(vm), ".vmx") }
+
 func (c *Config) resolve(dir string) {
 	for i, folder := range c.Datastores {
 		if !filepath.IsAbs(folder) {
@@ -266,6 +275,11 @@ func (c *Config) resolve(dir string) {
 		for _, p := range []*string{&k.ClientCert, &k.ClientKey, &k.CA} {
 			if *p != "" && !filepath.IsAbs(*p) {
 				*p = filepath.Join(dir, *p)
+			}
+		}
+		for i, s := range k.Servers {
+			if isDescriptor(s.VM) && !filepath.IsAbs(s.VM) {
+				k.Servers[i].VM = filepath.Join(dir, s.VM)
 			}
 		}
 		c.Aliases[name] = k

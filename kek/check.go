@@ -1,0 +1,143 @@
+package kek
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// KeyResult says how a key manager has a key.
+type KeyResult string
+
+// What Check and Survey can find.
+const (
+	KeyOK          KeyResult = "ok"
+	KeyMissing     KeyResult = "missing"     // it knows no such key, or has destroyed it
+	KeyDenied      KeyResult = "denied"      // it does not give it
+	KeyInactive    KeyResult = "inactive"    // it gives it, but for unwrapping only
+	KeyDifferent   KeyResult = "different"   // it has something else under the same ID
+	KeyUnreachable KeyResult = "unreachable" // it was not to be had in time, is not to be trusted, or speaks no KMIP
+)
+
+// KeyCheck is how one key manager has a key.
+type KeyCheck struct {
+	Address string
+	Result  KeyResult
+	Detail  string // what is wrong; empty if Result is KeyOK
+}
+
+// Different is the check of a key that turns out not to be the right one.
+func (k KeyCheck) Different(detail string) KeyCheck {
+	k.Result, k.Detail = KeyDifferent, detail
+	return k
+}
+
+// Check asks every key manager of the cluster for a key, all at once, and compares what
+// they give, in constant time: where they differ, most of them are right, or else the
+// first. The result is in the order of the configuration.
+func (c *Cluster) Check(ctx context.Context, id string) []KeyCheck {
+	checks, keys := make([]KeyCheck, len(c.servers)), make([]*Key, len(c.servers))
+	var wg sync.WaitGroup
+	for i := range c.servers {
+		wg.Go(func() { checks[i], keys[i], _ = c.inspect(ctx, i, id) })
+	}
+	wg.Wait()
+	right := prevalent(keys)
+	for i, key := range keys {
+		if key != nil && !key.Material.Equal(right.Material) {
+			checks[i] = checks[i].Different("it has other bytes under this ID than the other key managers")
+		}
+	}
+	for _, key := range keys {
+		key.Destroy()
+	}
+	return checks
+}
+
+// prevalent is the key of which there are the most, the first of them if there is a tie.
+func prevalent(keys []*Key) (right *Key) {
+	most := 0
+	for _, key := range keys {
+		n := 0
+		for _, other := range keys {
+			if key != nil && other != nil && key.Material.Equal(other.Material) {
+				n++
+			}
+		}
+		if n > most {
+			right, most = key, n
+		}
+	}
+	return right
+}
+
+// Survey asks every key manager of the cluster for each of the keys, the key managers
+// beside each other. See hears what each has, with its place in the configuration and
+// the key if it gives it, which is wiped when see returns. See may be called by several
+// goroutines at once. A key manager that can't be reached is not asked again.
+func (c *Cluster) Survey(ctx context.Context, ids []string, see func(id string, server int, check KeyCheck, key *Key)) {
+	var wg sync.WaitGroup
+	for i := range c.servers {
+		wg.Go(func() {
+			var check KeyCheck
+			var key *Key
+			for gone, rest := false, ids; len(rest) > 0; rest = rest[1:] {
+				if !gone {
+					check, key, gone = c.inspect(ctx, i, rest[0])
+				}
+				see(rest[0], i, check, key)
+				key.Destroy()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// inspect asks one key manager for a key, and tells whether it is no use to ask it for
+// others.
+func (c *Cluster) inspect(ctx context.Context, server int, id string) (_ KeyCheck, _ *Key, gone bool) {
+	check := KeyCheck{Address: c.servers[server].Address, Result: KeyOK}
+	key, err := c.getFrom(ctx, server, id)
+	if err != nil {
+		f := c.diagnose(check.Address, err)
+		check.Result, check.Detail = keyResult(f), f.Error()
+		return check, nil, f.state == StateUnreachable || f.state == StateUntrusted
+	}
+	if key.State != Active {
+		check.Result, check.Detail = KeyInactive, fmt.Sprintf("the key is %s", key.State)
+	}
+	return check, key, false
+}
+
+func (c *Cluster) getFrom(ctx context.Context, server int, id string) (*Key, error) {
+	if err := checkID(id); err != nil {
+		return nil, &fault{err: fmt.Errorf("%w: %w", ErrNotFound, err)}
+	}
+	return work(ctx, c.servers[server], func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
+}
+
+// keyResult tells what it means for a key that it was not to be had.
+func keyResult(f *fault) KeyResult {
+	switch {
+	case errors.Is(f, ErrNotFound), errors.Is(f, ErrDestroyed):
+		return KeyMissing
+	case errors.Is(f, ErrUnsuitable):
+		return KeyDifferent
+	case f.answered:
+		return KeyDenied
+	}
+	return KeyUnreachable
+}
+
+// ErrCanary means that no key manager of a cluster gives a key that it should.
+var ErrCanary = errors.New("no key manager gives the key that it is tried with")
+
+// Canary tries the key managers of the cluster with a key that they have: that they answer
+// does not prove that keys can be had. ErrNotFound if there is no key to try.
+func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
+	if id, err = c.AnyKey(ctx); err != nil {
+		return "", nil, err
+	}
+	return id, c.Check(ctx, id), nil
+}
