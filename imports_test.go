@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"internal/ceiling":           {},
 	"internal/config":            {"internal/listen", "kek"},
 	"internal/durable":           {},
+	"internal/faultproxy":        {"internal/kmipwire", "kms"},
 	"internal/kmipwire":          {},
 	"internal/libvirtxml":        {},
 	"internal/logging":           {},
