@@ -138,23 +138,29 @@ func (r *Replicas) Lag(i int) {
 	u.close() // what leads to the old store
 }
 
-// copyFiles copies the regular files below a folder, with their modes.
+// copyFiles copies the regular files below a folder; what a server that runs has
+// beside them is its own.
 func copyFiles(to, from string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		target := to + path[len(from):]
+	root, err := os.OpenRoot(to)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	source := os.DirFS(from)
+	return fs.WalkDir(source, ".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir():
-			return os.MkdirAll(target, 0o700)
+			return root.MkdirAll(path, 0o700)
 		case !d.Type().IsRegular():
 			return nil
 		}
-		data, err := os.ReadFile(path)
+		data, err := fs.ReadFile(source, path)
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(target, data, 0o600)
+		return root.WriteFile(path, data, 0o600)
 	})
 }
 
