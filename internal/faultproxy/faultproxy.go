@@ -52,6 +52,8 @@ var (
 	Hang = Fault{kind: "hang"}
 	// Reset ends the connection in place of carrying out what was asked for.
 	Reset = Fault{kind: "reset"}
+	// Die is Reset, and Refuse from then on.
+	Die = Fault{kind: "die"}
 	// Garble has a request carried out and answers with noise.
 	Garble = Fault{kind: "garble"}
 	// Lose has a request carried out and ends the connection without an answer.

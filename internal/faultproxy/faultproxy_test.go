@@ -67,6 +67,7 @@ func TestFaults(t *testing.T) {
 		{None, 0, true, 0},
 		{Hang, time.Minute, false, none},
 		{Reset, 0, false, none},
+		{Die, 0, false, none},
 		{Garble, 0, true, none},
 		{Lose, 0, true, none},
 		{Swallow, time.Minute, true, none},

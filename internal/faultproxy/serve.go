@@ -156,6 +156,10 @@ func (p *Proxy) answer(ctx context.Context, raw net.Conn, msg []byte) []byte {
 	case Reset.kind:
 		reset(raw)
 		return nil
+	case Die.kind:
+		reset(raw)
+		p.Set(Refuse)
+		return nil
 	case Deny.kind:
 		return refusal(&req, kmip14.ResultReasonPermissionDenied)
 	case Missing.kind:
