@@ -52,7 +52,7 @@ func openReplicas(t *testing.T, r *faultproxy.Replicas, more string) *Cluster {
 	return c
 }
 
-// outcome is how a call of the cluster ended.
+// faultOutcome is how a call of the cluster ended.
 type faultOutcome struct {
 	key  string // its ID, if there is one
 	err  error
@@ -147,18 +147,18 @@ type way struct {
 	done  bool
 }
 
-// silent is how long a server may be, by default.
-const silent = 60 * time.Second
+// limit is how long a server may be, by default.
+const limit = 60 * time.Second
 
 var ways = []way{
 	{fault: faultproxy.Refuse},
 	{fault: faultproxy.Vanish, takes: 10 * time.Second},
 	{fault: faultproxy.Reset},
 	{fault: faultproxy.Die},
-	{fault: faultproxy.Hang, takes: silent},
+	{fault: faultproxy.Hang, takes: limit},
 	{fault: faultproxy.Garble, done: true},
 	{fault: faultproxy.Lose, done: true},
-	{fault: faultproxy.Swallow, takes: silent, done: true},
+	{fault: faultproxy.Swallow, takes: limit, done: true},
 }
 
 // eachWay runs a test for each way to fail and each position of the server that does.
@@ -341,7 +341,7 @@ func TestLocateUnderFaults(t *testing.T) {
 
 // TestAllSilent: the error comes after each server had its time, and names all.
 func TestAllSilent(t *testing.T) {
-	for hedge, takes := range map[string]time.Duration{"0s": 3 * silent, "2s": silent + 4*time.Second} {
+	for hedge, takes := range map[string]time.Duration{"0s": 3 * limit, "2s": limit + 4*time.Second} {
 		t.Run(hedge, func(t *testing.T) {
 			withReplicas(t, "hedgeAfter: "+hedge, func(r replicas) {
 				for _, p := range r.Proxies {
@@ -421,7 +421,7 @@ func TestFailedServersRest(t *testing.T) {
 		id := r.Replicas.Create(0)
 		r.Proxies[0].Set(faultproxy.Hang)
 		r.checkGet(id, 2*time.Second)
-		time.Sleep(silent) // until it is given up
+		time.Sleep(limit) // until it is given up
 		r.checkGet(id, 0)
 		r.checkAsked([]int{1}, "Get")
 		r.Proxies[0].Set(faultproxy.None)
@@ -438,13 +438,13 @@ func (r replicas) checkGet(id string, takes time.Duration) {
 	}
 }
 
-// TestSites: the servers of another site are asked when each of the own has failed or
+// TestOtherSitesComeLast: the servers of another site are asked when each of the own has failed or
 // timed out, and not before.
-func TestSites(t *testing.T) {
+func TestOtherSitesComeLast(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault faultproxy.Fault
 		takes time.Duration
-	}{"gone": {faultproxy.Refuse, 0}, "silent": {faultproxy.Hang, silent + 2*time.Second}} {
+	}{"gone": {faultproxy.Refuse, 0}, "silent": {faultproxy.Hang, limit + 2*time.Second}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := faultproxy.NewReplicasInMemory(t, 6)
