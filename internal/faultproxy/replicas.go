@@ -233,17 +233,32 @@ func (r *Replicas) create(i int) (id string) {
 // State is the state that replica i has a key in.
 func (r *Replicas) State(i int, id string) kmip14.State {
 	r.t.Helper()
-	var got kmipwire.GetAttributesResponse
-	r.Do(i, kmip14.OperationGetAttributes, kmipwire.GetAttributesRequest{
-		UniqueIdentifier: id, AttributeName: []string{kmipwire.AttrState},
-	}, &got)
-	for _, a := range got.Attribute {
-		if state, ok := a.AttributeValue.(ttlv.EnumValue); ok {
-			return kmip14.State(state)
-		}
+	state, ok := r.attribute(i, id, kmipwire.AttrState).(ttlv.EnumValue)
+	if !ok {
+		r.t.Fatalf("replica %d tells no state of %s", i, id)
 	}
-	r.t.Fatalf("replica %d tells no state", i)
-	return 0
+	return kmip14.State(state)
+}
+
+// Name is the name that a key has at replica i, or "".
+func (r *Replicas) Name(i int, id string) string {
+	r.t.Helper()
+	var name kmipwire.Name
+	if kmipwire.UnmarshalPayload(r.attribute(i, id, kmipwire.AttrName), &name) != nil {
+		return ""
+	}
+	return name.NameValue
+}
+
+// attribute is one of a key at replica i, or nil.
+func (r *Replicas) attribute(i int, id, name string) any {
+	r.t.Helper()
+	var got kmipwire.GetAttributesResponse
+	r.Do(i, kmip14.OperationGetAttributes, kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: []string{name}}, &got)
+	if len(got.Attribute) == 0 {
+		return nil
+	}
+	return got.Attribute[0].AttributeValue
 }
 
 // Revoke deactivates a key at replica i: at it alone, if it lags.
