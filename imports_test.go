@@ -44,6 +44,7 @@ var mayImport = map[string][]string{
 	"internal/measure":           {},
 	"internal/metrics":           {"internal/listen"},
 	"internal/metricstest":       {},
+	"internal/netns":             {"internal/testtool"},
 	"internal/ovhkmip":           {"internal/kmipwire", "internal/pykmip"},
 	"internal/performance":       {"agent/api", "blockcrypt", "image", "internal/ceiling", "internal/config", "internal/kmipwire", "internal/measure", "nbd"},
 	"internal/pykmip":            {"internal/testtool"},

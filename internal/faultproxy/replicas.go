@@ -126,16 +126,22 @@ func (r *Replicas) Dial(ctx context.Context, address string) (net.Conn, error) {
 // Nobody may be asking for anything meanwhile.
 func (r *Replicas) Lag(i int) {
 	r.t.Helper()
-	dir := r.t.TempDir()
-	if err := copyFiles(dir, r.Home.ConfigDir()); err != nil {
-		r.t.Fatal(err)
-	}
-	dial := r.run(homeIn(dir))
+	dial := r.run(CopyHome(r.t, r.Home))
 	u := r.Proxies[i].upstream
 	u.mu.Lock()
 	u.dial = dial
 	u.mu.Unlock()
 	u.close() // what leads to the old store
+}
+
+// CopyHome makes a copy of a key manager, of which nobody may be asking for anything.
+func CopyHome(t testing.TB, h kms.Home) kms.Home {
+	t.Helper()
+	dir := t.TempDir()
+	if err := copyFiles(dir, h.ConfigDir()); err != nil {
+		t.Fatal(err)
+	}
+	return homeIn(dir)
 }
 
 // copyFiles copies the regular files below a folder; what a server that runs has
