@@ -42,14 +42,7 @@ func openReplicas(t *testing.T, r *faultproxy.Replicas, more string) *Cluster {
 	if err := yaml.Unmarshal([]byte(more), &config); err != nil {
 		t.Fatal(err)
 	}
-	c, err := Open("test", config, r.Dial)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c, ok := any(c).(interface{ Close() }); ok {
-		t.Cleanup(c.Close)
-	}
-	return c
+	return openConfig(t, config, r.Dial)
 }
 
 // faultOutcome is how a call of the cluster ended.
@@ -166,6 +159,7 @@ func eachWay(t *testing.T, more string, positions []int, test func(r replicas, w
 	for _, w := range ways {
 		for _, position := range positions {
 			t.Run(fmt.Sprintf("%s at %d", w.fault, position), func(t *testing.T) {
+				t.Parallel()
 				withReplicas(t, more, func(r replicas) { test(r, w, position) })
 			})
 		}
