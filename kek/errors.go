@@ -186,31 +186,64 @@ func printable(text string) string {
 // explain turns what went wrong at the servers that were tried into the error
 // that the caller gets. When the caller has given up, it is about that alone.
 func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
+	case len(faults) == 1 && faults[0].answered:
+		return fmt.Errorf("alias %q: key manager %s: %w", c.alias, faults[0].address, faults[0])
 	}
-	last := faults[len(faults)-1]
-	if last.answered {
-		return fmt.Errorf("alias %q: key manager %s: %w", c.alias, last.address, last)
-	}
-	return fmt.Errorf("alias %q: %w", c.alias, &unavailable{faults})
+	return fmt.Errorf("alias %q: %w", c.alias, &allFailed{faults, verdict(faults)})
 }
 
-// unavailable is the faults of all servers that were tried.
-type unavailable struct{ faults []*fault }
+// verdicts are what several servers can say of a key, by how much it weighs against what
+// the others say: who lacks it may be late, who does not answer says nothing.
+var verdicts = []error{ErrDestroyed, ErrDenied, ErrInactive, ErrUnsuitable, ErrNotFound}
 
-func (u *unavailable) Error() string {
-	texts := make([]string, len(u.faults))
-	for i, f := range u.faults {
+// verdict gives the faults that count: those of the same kind as the one that weighs most.
+func verdict(faults []*fault) (count []error) {
+	for _, kind := range verdicts {
+		for _, f := range faults {
+			if errors.Is(f, kind) {
+				count = append(count, f)
+			}
+		}
+		if len(count) > 0 {
+			return count
+		}
+	}
+	for _, f := range faults {
+		if f.answered {
+			return []error{f}
+		}
+	}
+	return unavailable(faults)
+}
+
+func unavailable(faults []*fault) []error {
+	count := []error{ErrUnavailable}
+	for _, f := range faults {
+		count = append(count, f)
+	}
+	return count
+}
+
+// allFailed is the faults of all servers that were tried.
+type allFailed struct {
+	faults []*fault
+	count  []error
+}
+
+func (a *allFailed) Error() string {
+	texts := make([]string, len(a.faults))
+	for i, f := range a.faults {
 		texts[i] = f.address + ": " + f.Error()
 	}
-	return fmt.Sprintf("%s: %s", ErrUnavailable, strings.Join(texts, "; "))
+	text := strings.Join(texts, "; ")
+	if errors.Is(errors.Join(a.count...), ErrUnavailable) {
+		return fmt.Sprintf("%s: %s", ErrUnavailable, text)
+	}
+	return text
 }
 
-func (u *unavailable) Unwrap() []error {
-	errs := []error{ErrUnavailable}
-	for _, f := range u.faults {
-		errs = append(errs, f)
-	}
-	return errs
-}
+// Unwrap gives the faults that count.
+func (a *allFailed) Unwrap() []error { return a.count }

@@ -32,9 +32,14 @@ type fake struct {
 	raw      func(op kmip14.Operation, msg []byte) []byte              // after that; nil closes
 	tls      func(*tls.Config)
 
-	open atomic.Int32
-	mu   sync.Mutex
-	seen []string // version and operation of each request
+	open    atomic.Int32
+	replica *fake // which knows of the same names
+	forgets bool  // the names of keys
+
+	mu    sync.Mutex
+	seen  []string // version and operation of each request
+	names []string // of the keys that were made
+	conns []net.Conn
 }
 
 // startFake starts a fake key manager and a client of it.
@@ -49,6 +54,14 @@ func startFake(t *testing.T, f *fake) *Cluster {
 	config := f.serverTLS(t)
 	f.address = listen(t, func(raw net.Conn) { f.serve(tls.Server(raw, config)) })
 	return open(t, f.pki, f.address)
+}
+
+// at gives c servers at other addresses.
+func (c *Cluster) at(addresses ...string) {
+	c.servers = nil
+	for _, address := range addresses {
+		c.servers = append(c.servers, &server{Server: Server{Address: address}, cluster: c, places: make(chan struct{}, 4)})
+	}
 }
 
 // quick gives c timeouts short enough to wait for.
@@ -110,6 +123,9 @@ func (f *fake) serverTLS(t *testing.T) *tls.Config {
 func (f *fake) serve(conn *tls.Conn) {
 	f.open.Add(1)
 	defer f.open.Add(-1)
+	f.mu.Lock()
+	f.conns = append(f.conns, conn.NetConn())
+	f.mu.Unlock()
 	c := kmipwire.NewConn(conn, kmipwire.DefaultTimeouts)
 	ctx := context.Background()
 	if c.Handshake(ctx) != nil {
@@ -136,9 +152,20 @@ func (f *fake) answer(msg []byte) []byte {
 	f.mu.Lock()
 	f.seen = append(f.seen, req.RequestHeader.ProtocolVersion.String()+" "+op.String())
 	f.mu.Unlock()
+	payload := f.payload(op)
+	switch op {
+	case kmip14.OperationCreate:
+		var create kmipwire.CreateRequest
+		_ = kmipwire.UnmarshalPayload(req.BatchItem[0].RequestPayload, &create) // then it has no name
+		f.makes(nameIn(create.TemplateAttribute.Attribute))
+	case kmip14.OperationLocate:
+		var locate kmipwire.LocateRequest
+		_ = kmipwire.UnmarshalPayload(req.BatchItem[0].RequestPayload, &locate) // likewise
+		payload = f.located(nameIn(locate.Attribute))
+	}
 	resp := kmipwire.ResponseMessage{
 		ResponseHeader: kmipwire.ResponseHeader{ProtocolVersion: req.RequestHeader.ProtocolVersion, BatchCount: 1},
-		BatchItem:      []kmipwire.ResponseBatchItem{{Operation: op, ResponsePayload: f.payload(op)}},
+		BatchItem:      []kmipwire.ResponseBatchItem{{Operation: op, ResponsePayload: payload}},
 	}
 	if f.edit != nil {
 		f.edit(op, &resp)
@@ -147,10 +174,43 @@ func (f *fake) answer(msg []byte) []byte {
 	if err != nil {
 		return nil
 	}
-	if f.raw != nil {
-		return f.raw(op, out)
+	f.mu.Lock()
+	raw := f.raw
+	f.mu.Unlock()
+	if raw != nil {
+		return raw(op, out)
 	}
 	return out
+}
+
+func nameIn(attributes []kmipwire.Attribute) string {
+	var name kmipwire.Name
+	for _, a := range attributes {
+		if a.AttributeName == kmipwire.AttrName {
+			_ = kmipwire.UnmarshalPayload(a.AttributeValue, &name) // then it is empty
+		}
+	}
+	return name.NameValue
+}
+
+func (f *fake) makes(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.forgets {
+		f.names = append(f.names, name)
+	}
+}
+
+func (f *fake) located(name string) *kmipwire.LocateResponse {
+	for g := f; g != nil; g = g.replica {
+		g.mu.Lock()
+		made := slices.Contains(g.names, name)
+		g.mu.Unlock()
+		if made {
+			return &kmipwire.LocateResponse{UniqueIdentifier: []string{"7"}}
+		}
+	}
+	return new(kmipwire.LocateResponse)
 }
 
 func (f *fake) payload(op kmip14.Operation) any {

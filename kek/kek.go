@@ -9,22 +9,25 @@
 //	wrapped, err := dek.Wrap(dataKey, key.Material, binding)
 //
 // The cluster and vmcrypt prove who they are by certificates (TLS 1.2 or 1.3).
-// Each call makes its own connection, agrees on a version of KMIP, 1.4 to 1.0,
-// and closes the connection: between calls nothing is held, neither a
-// connection nor a key.
+// The servers of a cluster are asked in their order until one can help; those of other
+// sites last. Each call makes its own connection, agrees on a version of KMIP, 1.4 to 1.0,
+// and closes the connection, unless the cluster is one that Clusters keeps. No key is kept.
 //
 // Errors wrap one of the Err values, name alias and key manager, and never hold
 // a byte of a key.
 package kek
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
@@ -45,29 +48,65 @@ type Config struct {
 	// CA is the path of the certificates of the authorities that may vouch for
 	// the key managers: PEM. The system's authorities do not count.
 	CA string `yaml:"ca"`
+	// Timeout is how long a key manager that is connected may be silent before it has
+	// failed. The default is 60s, as in vCenter.
+	Timeout time.Duration `yaml:"timeout"`
+	// ConnectTimeout is how long a connection to a key manager may take. The default is 10s.
+	ConnectTimeout time.Duration `yaml:"connectTimeout"`
+	// HedgeAfter is how long a key manager that is connected may be silent before the next
+	// one of its site is asked, too, for what changes nothing. The default is 2s; with 0,
+	// the next one is asked only after Timeout, as vCenter does.
+	HedgeAfter *time.Duration `yaml:"hedgeAfter"`
+	// MaxConnections is how many connections are made to each key manager at most. The
+	// default is 4.
+	MaxConnections int `yaml:"maxConnections"`
+	// Site is that of this host: the configuration's site.
+	Site string `yaml:"-"`
 }
+
+// The defaults of a Config.
+const (
+	defaultTimeout        = 60 * time.Second
+	defaultConnectTimeout = 10 * time.Second
+	defaultHedgeAfter     = 2 * time.Second
+	defaultMaxConnections = 4
+	never                 = time.Duration(math.MaxInt64)
+)
 
 // Server is one key manager.
 type Server struct {
 	// Address is host:port; 5696 is KMIP's usual port. The key manager's
 	// certificate must be for this host, a name or an IP address.
 	Address string `yaml:"address"`
+	// ServerName is the name that the key manager's certificate must be for, if that is
+	// not the host of Address. It is sent as TLS's server name, too.
+	ServerName string `yaml:"serverName"`
+	// Site is where the key manager stands. Those of other sites than this host's are asked
+	// only when each one of its own has failed.
+	Site string `yaml:"site"`
 }
 
-// DialFunc makes a connection to a key manager, TLS not included.
+// DialFunc makes a connection to a key manager, TLS not included. One with a method
+// Transient() is closed after its first use.
 type DialFunc func(ctx context.Context, address string) (net.Conn, error)
 
-// Cluster is the key managers of one alias. It holds no connection and is safe
-// for concurrent use.
+// Cluster is the key managers of one alias. It is safe for concurrent use.
 type Cluster struct {
 	alias       string
-	servers     []Server
+	site        string // the own one
+	servers     []*server
 	dial        DialFunc
 	dialTimeout time.Duration
+	timeout     time.Duration
+	hedgeAfter  time.Duration
 	timeouts    kmipwire.Timeouts
 	tls         *tls.Config
 	expiry      time.Time // of the client certificate
-	observe     func(Exchange)
+	observe     atomic.Pointer[func(Exchange)]
+	files       []stamp // of its certificates
+
+	kept  context.Context // until it is closed; nil for one that keeps no connections
+	close context.CancelFunc
 }
 
 // Open reads the certificates of config and checks the addresses. It connects
@@ -75,17 +114,21 @@ type Cluster struct {
 func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 	c := &Cluster{
 		alias:       alias,
-		servers:     config.Servers,
 		dial:        dial,
-		dialTimeout: 10 * time.Second,
-		timeouts:    kmipwire.DefaultTimeouts,
+		dialTimeout: cmp.Or(config.ConnectTimeout, defaultConnectTimeout),
+		timeout:     cmp.Or(config.Timeout, defaultTimeout),
+		hedgeAfter:  defaultHedgeAfter,
 		tls:         kmipwire.TLSConfig(),
-		observe:     func(Exchange) {},
+		files:       stamps(config), // as they are before they are read
+	}
+	c.timeouts = kmipwire.Timeouts{Handshake: c.timeout, Idle: c.timeout, Message: c.timeout}
+	if config.HedgeAfter != nil {
+		c.hedgeAfter = cmp.Or(*config.HedgeAfter, never)
 	}
 	if dial == nil {
 		c.dial = dialTCP
 	}
-	for _, step := range []func(Config) error{c.checkServers, c.loadClient, c.loadCA} {
+	for _, step := range []func(Config) error{c.addServers, c.loadClient, c.loadCA} {
 		if err := step(config); err != nil {
 			return nil, fmt.Errorf("alias %q: %w", alias, err)
 		}
@@ -97,15 +140,18 @@ func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", address)
 }
 
-func (c *Cluster) checkServers(config Config) error {
+func (c *Cluster) addServers(config Config) error {
 	if len(config.Servers) == 0 {
 		return errors.New("servers: at least one key manager is needed")
 	}
+	c.site = cmp.Or(config.Site, config.Servers[0].Site)
+	places := cmp.Or(config.MaxConnections, defaultMaxConnections)
 	for _, s := range config.Servers {
 		host, port, err := net.SplitHostPort(s.Address)
 		if err != nil || host == "" || port == "" {
 			return fmt.Errorf("address %q: want host:port, as in kms.example.com:5696", s.Address)
 		}
+		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
 	}
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/gemalto/kmip-go/ttlv"
-	"github.com/google/uuid"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/internal/secret"
@@ -55,87 +54,14 @@ func (k *Key) Usable() error {
 	return fmt.Errorf("key %q is %s: %w: name an active key, or none to have one made", k.ID, k.State, ErrInactive)
 }
 
-// Create has a key manager make an AES-256 key for encryption and decryption,
-// activates it and fetches it. Its Name there is vmcrypt-kek- and a UUID, so
-// that no two are alike.
-func (c *Cluster) Create(ctx context.Context) (*Key, error) {
-	var key *Key
-	err := c.run(ctx, func(s *session) error {
-		id, err := s.create(ctx)
-		if err != nil {
-			return err
-		}
-		key, err = s.get(ctx, id)
-		if err != nil {
-			return err
-		}
-		if err := key.Usable(); err != nil {
-			key.Destroy()
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return key, nil
-}
-
 // Get fetches the key with the Unique Identifier id, in whatever state it is
-// unless that is destroyed: see Key.Usable.
+// unless that is destroyed: see Key.Usable. A server that does not have it is not
+// the last: another may.
 func (c *Cluster) Get(ctx context.Context, id string) (*Key, error) {
 	if err := checkID(id); err != nil {
 		return nil, fmt.Errorf("alias %q: %w: %w", c.alias, ErrNotFound, err)
 	}
-	var key *Key
-	err := c.run(ctx, func(s *session) (err error) {
-		key, err = s.get(ctx, id)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return key, nil
-}
-
-// create makes a key, activates it and returns its Unique Identifier.
-func (s *session) create(ctx context.Context) (string, error) {
-	req := kmipwire.CreateRequest{
-		ObjectType:        kmip14.ObjectTypeSymmetricKey,
-		TemplateAttribute: kmipwire.TemplateAttribute{Attribute: newKeyAttributes()},
-	}
-	var resp kmipwire.CreateResponse
-	if err := s.call(ctx, kmip14.OperationCreate, req, &resp); err != nil {
-		return "", fmt.Errorf("create key: %w", err)
-	}
-	id := resp.UniqueIdentifier
-	if err := checkID(id); err != nil {
-		return "", fmt.Errorf("create key: %w: %w", errProtocol, err)
-	}
-	var active kmipwire.ActivateResponse
-	err := s.call(ctx, kmip14.OperationActivate, kmipwire.ActivateRequest{UniqueIdentifier: id}, &active)
-	if err == nil {
-		err = sameID(active.UniqueIdentifier, id)
-	}
-	if err != nil {
-		return "", fmt.Errorf("activate key %q: %w", id, err)
-	}
-	return id, nil
-}
-
-func newKeyAttributes() []kmipwire.Attribute {
-	return []kmipwire.Attribute{
-		{AttributeName: kmipwire.AttrCryptographicAlgorithm, AttributeValue: kmip14.CryptographicAlgorithmAES},
-		{AttributeName: kmipwire.AttrCryptographicLength, AttributeValue: int32(8 * keySize)},
-		{
-			AttributeName:  kmipwire.AttrCryptographicUsageMask,
-			AttributeValue: kmip14.CryptographicUsageMaskEncrypt | kmip14.CryptographicUsageMaskDecrypt,
-		},
-		{AttributeName: kmipwire.AttrName, AttributeValue: kmipwire.Name{
-			NameValue: "vmcrypt-kek-" + uuid.NewString(),
-			NameType:  kmip14.NameTypeUninterpretedTextString,
-		}},
-	}
+	return ask(ctx, c, func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) }, (*Key).Destroy)
 }
 
 // get fetches a key, and then its state: so the state is no older than the key.

@@ -22,7 +22,7 @@ func TestKMS(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := Config{
-		Servers:    []Server{{"127.0.0.1:5696"}},
+		Servers:    []Server{{Address: "127.0.0.1:5696"}},
 		ClientCert: filepath.Join(dir, "client.pem"),
 		ClientKey:  filepath.Join(dir, "client.key"),
 		CA:         filepath.Join(dir, "ca.pem"),
@@ -110,7 +110,7 @@ func endLife(t *testing.T, c *Cluster, id string) {
 // do has the key manager do one operation that this package has no use for.
 func do(t *testing.T, c *Cluster, op kmip14.Operation, request, response any) {
 	t.Helper()
-	err := c.run(t.Context(), func(s *session) error { return s.call(t.Context(), op, request, response) })
+	_, err := ask(t.Context(), c, func(ctx context.Context, s *session) (any, error) { return nil, s.call(ctx, op, request, response) }, func(any) {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,12 +32,16 @@ const (
 )
 
 // Observe has each exchange with the cluster's key managers told to observer, which may
-// be called at the same time by several goroutines. It is for before the cluster is used.
-func (c *Cluster) Observe(observer func(Exchange)) { c.observe = observer }
+// be called at the same time by several goroutines.
+func (c *Cluster) Observe(observer func(Exchange)) { c.observe.Store(&observer) }
 
 // watch tells how an exchange ended that began at some time.
 func (c *Cluster) watch(ctx context.Context, address, operation string, begun time.Time, err *error) {
-	c.observe(Exchange{
+	observe := c.observe.Load()
+	if observe == nil {
+		return
+	}
+	(*observe)(Exchange{
 		Alias: c.alias, Server: address, Operation: operation,
 		Result: c.result(ctx, address, *err), Took: time.Since(begun),
 	})

@@ -35,7 +35,7 @@ func TestPyKMIP(t *testing.T) {
 		}
 	})
 	for _, version := range kmipwire.Versions() {
-		t.Run("KMIP "+version.String(), func(t *testing.T) { testVersion(t, c, server.Address, version) })
+		t.Run("KMIP "+version.String(), func(t *testing.T) { testVersion(t, c, version) })
 	}
 	t.Run("life of a key", func(t *testing.T) { testLife(t, c) })
 	t.Run("keys leave memory", func(t *testing.T) { testMemory(t, c) })
@@ -62,24 +62,26 @@ func TestPyKMIP(t *testing.T) {
 }
 
 // testVersion has a session speak an older version than it has agreed on.
-func testVersion(t *testing.T, c *Cluster, address string, version kmipwire.ProtocolVersion) {
-	s, err := c.connect(t.Context(), address)
+func testVersion(t *testing.T, c *Cluster, version kmipwire.ProtocolVersion) {
+	s, err := c.servers[0].connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.conn.Close()
 	s.version = version
-	id, err := s.create(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := s.get(t.Context(), id)
+	name := newName()
+	key, err := s.create(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer key.Destroy()
-	if err := key.Usable(); err != nil {
-		t.Error(err)
+	found, err := s.find(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Destroy()
+	if found.ID != key.ID {
+		t.Errorf("by its name %s, key %s is %s", name, key.ID, found.ID)
 	}
 }
 
@@ -105,5 +107,7 @@ func open(t *testing.T, pki pykmip.PKI, addresses ...string) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.keep()
+	t.Cleanup(c.release)
 	return c
 }

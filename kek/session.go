@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -19,72 +18,9 @@ type session struct {
 	address string
 	conn    *kmipwire.Conn
 	version kmipwire.ProtocolVersion
-}
 
-// run has work done at the first key manager that can be connected to. What
-// fails after that is final: another server is tried only where this one can
-// have done nothing.
-func (c *Cluster) run(ctx context.Context, work func(*session) error) error {
-	s, err := c.connectAny(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.conn.Close()
-	if err := work(s); err != nil {
-		return c.explain(ctx, c.diagnose(s.address, err))
-	}
-	return nil
-}
-
-// connectAny connects to the first key manager that answers.
-func (c *Cluster) connectAny(ctx context.Context) (*session, error) {
-	var faults []*fault
-	for _, server := range c.servers {
-		s, err := c.connect(ctx, server.Address)
-		if err == nil {
-			return s, nil
-		}
-		f := c.diagnose(server.Address, err)
-		faults = append(faults, f)
-		if f.answered || ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, c.explain(ctx, faults...)
-}
-
-// connect dials a key manager, completes the TLS handshake and agrees on a
-// version of KMIP.
-func (c *Cluster) connect(ctx context.Context, address string) (_ *session, err error) {
-	defer c.watch(ctx, address, "connect", time.Now(), &err)
-	raw, err := c.dialOne(ctx, address)
-	if err != nil {
-		return nil, &transportError{err}
-	}
-	s := &session{cluster: c, address: address, conn: c.client(raw, address)}
-	if err := s.conn.Handshake(ctx); err != nil {
-		s.conn.Close()
-		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
-	}
-	if err := s.negotiate(ctx); err != nil {
-		s.conn.Close()
-		return nil, err
-	}
-	return s, nil
-}
-
-func (c *Cluster) dialOne(ctx context.Context, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.dialTimeout)
-	defer cancel()
-	return c.dial(ctx, address)
-}
-
-// client puts TLS and KMIP over raw; the server must prove to be the host of
-// address, which Open has checked.
-func (c *Cluster) client(raw net.Conn, address string) *kmipwire.Conn {
-	config := c.tls.Clone()
-	config.ServerName, _, _ = net.SplitHostPort(address)
-	return kmipwire.Client(raw, config, c.timeouts)
+	used      time.Time // last, while it is kept
+	transient bool      // it is never kept
 }
 
 // negotiate picks the newest version that both sides speak. Discover Versions

@@ -36,23 +36,25 @@ func (c *Cluster) Expires() time.Time { return c.expiry }
 func (c *Cluster) Status(ctx context.Context) []ServerStatus {
 	all := make([]ServerStatus, len(c.servers))
 	var wg sync.WaitGroup
-	for i, server := range c.servers {
-		wg.Go(func() { all[i] = c.status(ctx, server.Address) })
+	for i, s := range c.servers {
+		wg.Go(func() { all[i] = s.status(ctx) })
 	}
 	wg.Wait()
 	return all
 }
 
-func (c *Cluster) status(ctx context.Context, address string) ServerStatus {
+// status makes a connection of its own: one that was kept proves little.
+func (s *server) status(ctx context.Context) ServerStatus {
 	start := time.Now()
-	s, err := c.connect(ctx, address)
-	status := ServerStatus{Address: address, Latency: time.Since(start)}
+	conn, err := s.connect(ctx)
+	status := ServerStatus{Address: s.Address, Latency: time.Since(start)}
 	if err != nil {
-		f := c.diagnose(address, err)
-		status.State, status.Err = f.state, c.explain(ctx, f)
+		f := s.cluster.diagnose(s.Address, err)
+		status.State, status.Err = f.state, s.cluster.explain(ctx, f)
 		return status
 	}
-	defer s.conn.Close()
-	status.State, status.Version, status.Expires = StateOK, s.version.String(), s.conn.PeerExpires()
+	defer conn.conn.Close()
+	s.noteSuccess()
+	status.State, status.Version, status.Expires = StateOK, conn.version.String(), conn.conn.PeerExpires()
 	return status
 }

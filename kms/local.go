@@ -85,6 +85,9 @@ type localConn struct {
 	closed chan struct{} // when the store is
 }
 
+// Transient says that the connection is not to be kept: others wait for the store.
+func (c *localConn) Transient() {}
+
 // Close waits for the store to be closed.
 func (c *localConn) Close() error {
 	err := c.Conn.Close()

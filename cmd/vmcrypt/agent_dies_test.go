@@ -197,7 +197,7 @@ func startHostWithKMS(t *testing.T, more ...string) (*host, *keyManager) {
 	t.Cleanup(k.down)
 	config := filepath.Join(h.home.dir, "config.yaml")
 	h.edit(config, `defaultAlias: local`, `defaultAlias: remote`)
-	h.edit(config, `(?m)^aliases:$`, "aliases:\n  remote: {servers: [{address: '"+k.address+"'}], clientCert: client.pem, clientKey: client.key, ca: ca.pem}")
+	h.edit(config, `(?m)^aliases:$`, "aliases:\n  remote: {servers: [{address: '"+k.address+"'}], clientCert: client.pem, clientKey: client.key, ca: ca.pem, timeout: 10s}")
 	h.startAgent()
 	return h, k
 }

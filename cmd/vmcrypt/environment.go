@@ -25,6 +25,8 @@ type environment struct {
 	paths  config.Paths
 	home   kms.Home
 	engine blockcrypt.Engine
+
+	clusters kek.Clusters // that are used over and over
 }
 
 func newEnvironment(c *cli.Context) (*environment, error) {
@@ -79,7 +81,10 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kek.Open(alias, cfg, dial)
+	if dial != nil { // whose way may be another one the next time
+		return kek.Open(alias, cfg, dial)
+	}
+	return e.clusters.Get(alias, func() (*kek.Cluster, error) { return kek.Open(alias, cfg, nil) })
 }
 
 // dialer says how the key managers of an alias are reached; nil means by TCP.

@@ -36,6 +36,9 @@ type Config struct {
 	Engine string `yaml:"engine"`
 	// Aliases maps each alias, as it stands in descriptors, to its key managers.
 	Aliases map[string]kek.Config `yaml:"aliases"`
+	// Site is where this host stands: key managers of other sites are asked only when each
+	// one of this has failed. The default is the site of an alias's first key manager.
+	Site string `yaml:"site"`
 	// Datastores are the folders that the agent may open disks and descriptors in. It
 	// goes nowhere else, and follows no symbolic link below them.
 	Datastores []string `yaml:"datastores"`
@@ -240,6 +243,7 @@ func (c *Config) resolve(dir string) {
 		c.Agent.Socket = filepath.Join(dir, c.Agent.Socket)
 	}
 	for name, k := range c.Aliases {
+		k.Site = c.Site
 		for _, p := range []*string{&k.ClientCert, &k.ClientKey, &k.CA} {
 			if *p != "" && !filepath.IsAbs(*p) {
 				*p = filepath.Join(dir, *p)

@@ -139,6 +139,14 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Forget wipes what package tls has received, without closing the connection. All messages
+// must have been read; what the peer sent besides is lost, and the connection with it.
+func (c *Conn) Forget() {
+	if c.received != nil {
+		c.received.wipe()
+	}
+}
+
 // abort unblocks whoever reads or writes. It goes below TLS, which would try
 // to say goodbye first to a peer that may not listen.
 func (c *Conn) abort() {

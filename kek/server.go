@@ -1,0 +1,230 @@
+package kek
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// server is a key manager of a cluster: the connections to it that are kept, and how it
+// fared of late.
+type server struct {
+	Server
+	cluster *Cluster
+	places  chan struct{} // an element for each connection in use
+
+	mu     sync.Mutex
+	idle   []*session  // the one used last comes last
+	failed int         // how often in a row it did not answer
+	resume time.Time   // until when it is asked last
+	probe  *time.Timer // asks it in the background at that time; nil while all is well
+}
+
+const (
+	idleTime  = 30 * time.Second // that a connection is kept without being used
+	firstRest = time.Second      // of a server that has failed
+	maxRest   = time.Minute
+)
+
+// take gives a connection to the server that has agreed on a version: one that was kept,
+// if there is one, or a new one. Done gives it back, and says what has become of it.
+func (s *server) take(ctx context.Context) (_ *session, kept bool, err error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, false, err
+	}
+	if conn := s.reuse(); conn != nil {
+		return conn, true, nil
+	}
+	conn, err := s.begin(ctx)
+	return conn, false, err
+}
+
+// takeNew gives a new connection, which nobody has closed yet.
+func (s *server) takeNew(ctx context.Context) (*session, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	return s.begin(ctx)
+}
+
+// enter waits for a place.
+func (s *server) enter(ctx context.Context) error {
+	select {
+	case s.places <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case s.places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *server) leave() { <-s.places }
+
+// begin makes the connection of a place.
+func (s *server) begin(ctx context.Context) (*session, error) {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		s.leave()
+		s.noteFailure(ctx, err)
+	}
+	return conn, err
+}
+
+// reuse takes a connection that was kept. Those that were for too long are closed.
+func (s *server) reuse() (conn *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.idle) > 0 && conn == nil {
+		last := len(s.idle) - 1
+		conn, s.idle = s.idle[last], s.idle[:last]
+		if time.Since(conn.used) > idleTime {
+			conn.conn.Close()
+			conn = nil
+		}
+	}
+	return conn
+}
+
+// done gives a connection back on which something ended with an error, or nil.
+func (s *server) done(ctx context.Context, conn *session, err error) {
+	defer s.leave()
+	s.noteFailure(ctx, err)
+	if isAnswer(err) {
+		s.noteSuccess()
+	}
+	if !isAnswer(err) || !s.keep(conn) {
+		conn.conn.Close()
+	}
+}
+
+// keep has a connection wait for the next who needs one.
+func (s *server) keep(conn *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.cluster.keeps() || conn.transient || len(s.idle) >= cap(s.places) {
+		return false
+	}
+	conn.conn.Forget()
+	conn.used = time.Now()
+	s.idle = append(s.idle, conn)
+	return true
+}
+
+// noteFailure is for work that ended with an error, or nil. That a caller gave up is no
+// failure of the server's.
+func (s *server) noteFailure(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
+		s.rest()
+	}
+}
+
+// rest has the server asked last for a while, the longer the more often in a row, and
+// looks after it meanwhile.
+func (s *server) rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := min(firstRest<<min(s.failed, 6), maxRest)
+	s.failed++
+	s.resume = time.Now().Add(rest)
+	if !s.cluster.keeps() {
+		return
+	}
+	if s.probe != nil {
+		s.probe.Stop()
+	}
+	s.probe = time.AfterFunc(rest, s.tryAgain)
+}
+
+func (s *server) noteSuccess() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed, s.resume = 0, time.Time{}
+	if s.probe != nil {
+		s.probe.Stop()
+		s.probe = nil
+	}
+}
+
+// rests tells whether the server is better asked last.
+func (s *server) rests(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Before(s.resume)
+}
+
+// tryAgain connects to a server that has failed, so that nobody has to wait for it who
+// needs a key.
+func (s *server) tryAgain() {
+	ctx, cancel := context.WithTimeout(s.cluster.kept, s.cluster.timeout)
+	defer cancel()
+	conn, err := s.takeNew(ctx)
+	switch {
+	case err == nil:
+		s.done(ctx, conn, nil)
+	case ctx.Err() != nil && s.cluster.kept.Err() == nil: // it was silent to the end
+		s.rest()
+	}
+}
+
+func (s *server) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.probe != nil {
+		s.probe.Stop()
+	}
+	for _, conn := range s.idle {
+		conn.conn.Close()
+	}
+	s.idle = nil
+}
+
+// connect dials the key manager, completes the TLS handshake and agrees on a version of
+// KMIP.
+func (s *server) connect(ctx context.Context) (_ *session, err error) {
+	defer s.cluster.watch(ctx, s.Address, "connect", time.Now(), &err)
+	raw, err := s.dial(ctx)
+	if err != nil {
+		return nil, &transportError{err}
+	}
+	_, transient := raw.(interface{ Transient() })
+	conn := &session{cluster: s.cluster, address: s.Address, conn: s.client(raw), transient: transient}
+	if err := conn.conn.Handshake(ctx); err != nil {
+		conn.conn.Close()
+		return nil, fmt.Errorf("TLS handshake: %w", &transportError{err})
+	}
+	if err := conn.negotiate(ctx); err != nil {
+		conn.conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (s *server) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cluster.dialTimeout)
+	defer cancel()
+	return s.cluster.dial(ctx, s.Address)
+}
+
+// client puts TLS and KMIP over raw; the server must prove to be who it should be.
+func (s *server) client(raw net.Conn) *kmipwire.Conn {
+	config := s.cluster.tls.Clone()
+	config.ServerName = s.name()
+	return kmipwire.Client(raw, config, s.cluster.timeouts)
+}
+
+// name is what the server's certificate must be for.
+func (s *server) name() string {
+	if s.ServerName != "" {
+		return s.ServerName
+	}
+	host, _, _ := net.SplitHostPort(s.Address) // Open has checked it
+	return host
+}
