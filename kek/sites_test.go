@@ -82,9 +82,7 @@ func openConfig(t *testing.T, config Config, dial DialFunc) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, ok := any(c).(interface{ Close() }); ok {
-		t.Cleanup(c.Close)
-	}
+	t.Cleanup(c.Close)
 	return c
 }
 
@@ -97,9 +95,7 @@ func makeKey(t *testing.T, home kms.Home) (id string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, ok := any(c).(interface{ Close() }); ok {
-		defer c.Close()
-	}
+	defer c.Close()
 	key, err := c.Create(t.Context())
 	if err != nil {
 		t.Fatal(err)
