@@ -75,14 +75,15 @@ func configOf(home kms.Home) Config {
 	return Config{ClientCert: dir + "/client.pem", ClientKey: dir + "/client.key", CA: dir + "/ca.pem"}
 }
 
-// openConfig opens a cluster until t ends.
+// openConfig opens a cluster that keeps connections until t ends.
 func openConfig(t *testing.T, config Config, dial DialFunc) *Cluster {
 	t.Helper()
 	c, err := Open("test", config, dial)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Close)
+	c.keep()
+	t.Cleanup(c.release)
 	return c
 }
 
@@ -95,7 +96,6 @@ func makeKey(t *testing.T, home kms.Home) (id string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
 	key, err := c.Create(t.Context())
 	if err != nil {
 		t.Fatal(err)
