@@ -58,7 +58,7 @@ func New(t testing.TB) *Namespace {
 }
 
 func run(t testing.TB, args ...string) error {
-	out, err := exec.Command(testtool.Need(t, "ip"), args...).CombinedOutput() //nolint:gosec // the arguments are those of this package
+	out, err := exec.CommandContext(context.Background(), testtool.Need(t, "ip"), args...).CombinedOutput() //nolint:gosec // the arguments are those of this package
 	if err != nil {
 		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
 	}
