@@ -20,8 +20,8 @@ var otherBytes = given(func(g *kmipwire.GetResponse) {
 	g.SymmetricKey.KeyBlock.KeyValue.KeyMaterial = bytes.Repeat([]byte{'X'}, keySize)
 })
 
-// replicas are key managers of which each has the key "7" in another way.
-func replicas(t *testing.T) (_ *Cluster, want []KeyResult) {
+// unlikeReplicas are key managers of which each has the key "7" in another way.
+func unlikeReplicas(t *testing.T) (_ *Cluster, want []KeyResult) {
 	t.Helper()
 	pki := pykmip.NewPKI(t)
 	var addresses []string
@@ -54,7 +54,7 @@ func results(checks []KeyCheck) (all []KeyResult) {
 }
 
 func TestCheck(t *testing.T) {
-	c, want := replicas(t)
+	c, want := unlikeReplicas(t)
 	checks := c.Check(t.Context(), "7")
 	if got := results(checks); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
@@ -89,7 +89,7 @@ func TestCheckTakesTheFirstOfTwo(t *testing.T) {
 // TestSurvey: each key manager is asked for all keys, unless it can't be reached, and each
 // key is wiped when it was seen.
 func TestSurvey(t *testing.T) {
-	c, want := replicas(t)
+	c, want := unlikeReplicas(t)
 	connects := make(map[string]int)
 	var mu sync.Mutex
 	c.Observe(func(x Exchange) {

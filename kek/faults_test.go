@@ -418,8 +418,8 @@ func TestRefusalsAreToldApart(t *testing.T) {
 		for _, p := range r.Proxies {
 			p.Set(faultproxy.None)
 		}
-		r.Revoke(0, id)
-		r.Destroy(0, id)
+		r.Replicas.Revoke(0, id)
+		r.Replicas.Destroy(0, id)
 		expect(r.t, r.get(id).err, ErrDestroyed)
 	})
 }

@@ -170,15 +170,6 @@ func (s *shower) config(t *testing.T, a *authority) Config {
 	return config
 }
 
-func openConfig(t *testing.T, config Config) *Cluster {
-	t.Helper()
-	c, err := Open("test", config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 // wantState checks the state of the one server, and what the error says of it.
 func wantState(t *testing.T, c *Cluster, want ServerState, says ...string) {
 	t.Helper()
@@ -217,7 +208,7 @@ func TestEachFaultOfACertificateHasItsMessage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startShower(t, test.cert)
-			c := openConfig(t, s.config(t, test.by))
+			c := openConfig(t, s.config(t, test.by), nil)
 			wantState(t, c, StateUntrusted, test.says...)
 			_, err := c.Get(t.Context(), "7")
 			expect(t, err, ErrUnavailable)
@@ -232,14 +223,14 @@ func TestServerNameIsAskedForAndVerified(t *testing.T) {
 	ca := newAuthority(t, 100*testDay)
 	s := startShower(t, ca.issue(&x509.Certificate{DNSNames: []string{"kms-a.example.com"}}))
 	config := s.config(t, ca)
-	wantState(t, openConfig(t, config), StateUntrusted, "not for 127.0.0.1")
+	wantState(t, openConfig(t, config, nil), StateUntrusted, "not for 127.0.0.1")
 	config.Servers[0].ServerName = "kms-a.example.com"
-	wantState(t, openConfig(t, config), StateOK)
+	wantState(t, openConfig(t, config, nil), StateOK)
 	if s.saw().name != "kms-a.example.com" {
 		t.Errorf("the server was asked for %q", s.saw().name)
 	}
 	config.Servers[0].ServerName = "kms-b.example.com"
-	wantState(t, openConfig(t, config), StateUntrusted, "is for kms-a.example.com, not for kms-b.example.com")
+	wantState(t, openConfig(t, config, nil), StateUntrusted, "is for kms-a.example.com, not for kms-b.example.com")
 }
 
 func TestPinnedCertificate(t *testing.T) {
@@ -248,7 +239,7 @@ func TestPinnedCertificate(t *testing.T) {
 	s := startShower(t, pinned)
 	config := s.config(t, ca)
 	config.CA, config.Pin = "", Fingerprint(pinned.Leaf)
-	c := openConfig(t, config)
+	c := openConfig(t, config, nil)
 	wantState(t, c, StateOK)
 	if ends := c.Status(t.Context())[0].Expires; !ends.Equal(pinned.Leaf.NotAfter) {
 		t.Errorf("it expires on %v, want %v", ends, pinned.Leaf.NotAfter)
@@ -262,7 +253,7 @@ func TestPinnedCertificate(t *testing.T) {
 	old := ca.issue(&x509.Certificate{NotBefore: past.Add(-testDay), NotAfter: past})
 	s.show(old)
 	config.Pin = Fingerprint(old.Leaf)
-	wantState(t, openConfig(t, config), StateUntrusted, "expired on")
+	wantState(t, openConfig(t, config, nil), StateUntrusted, "expired on")
 }
 
 // TestAServersOwnPinCounts before the alias's and before its authorities.
@@ -287,7 +278,7 @@ func TestAServersOwnPinCounts(t *testing.T) {
 			if !test.ca {
 				config.CA = ""
 			}
-			wantState(t, openConfig(t, config), test.want)
+			wantState(t, openConfig(t, config, nil), test.want)
 		})
 	}
 }
@@ -333,7 +324,7 @@ func TestNoSessionIsResumed(t *testing.T) {
 			ca := newAuthority(t, 100*testDay)
 			s := startShowerOf(t, version, ca.server())
 			config := s.config(t, ca)
-			c := openConfig(t, config)
+			c := openConfig(t, config, nil)
 			for range 2 {
 				key, err := c.Get(t.Context(), "7") // reads what a server sends of sessions
 				if err != nil {
@@ -355,7 +346,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	ca := newAuthority(t, 100*testDay)
 	s := startShower(t, ca.server())
 	config := s.config(t, ca)
-	c := openConfig(t, config)
+	c := openConfig(t, config, nil)
 	before := c.Expires()
 
 	dir, ends := t.TempDir(), time.Now().Add(50*testDay).Truncate(time.Second)
@@ -389,9 +380,7 @@ func TestKeptConnectionsEndWithTheirCertificates(t *testing.T) {
 	ca := newAuthority(t, 100*testDay)
 	s := startShower(t, ca.server())
 	config := s.config(t, ca)
-	c := openConfig(t, config)
-	c.keep()
-	t.Cleanup(c.release)
+	c := openConfig(t, config, nil)
 	get := func() int {
 		key, err := c.Get(t.Context(), "7")
 		if err != nil {
@@ -423,7 +412,7 @@ func rename(t *testing.T, from, to string) {
 func TestExpiryIsThatOfTheWholeChain(t *testing.T) {
 	ca := newAuthority(t, 5*testDay)
 	s := startShower(t, ca.server())
-	c := openConfig(t, s.config(t, ca))
+	c := openConfig(t, s.config(t, ca), nil)
 	if ends := c.Status(t.Context())[0].Expires; !ends.Equal(ca.cert.NotAfter) {
 		t.Errorf("it expires on %v, want %v as its authority", ends, ca.cert.NotAfter)
 	}
@@ -460,7 +449,7 @@ func TestRevokedClient(t *testing.T) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	c := openConfig(t, Config{
 		Servers: []Server{{Address: address}}, ClientCert: at("host2.pem"), ClientKey: at("host2.key"), CA: at("host2-ca.pem"),
-	})
+	}, nil)
 	wantState(t, c, StateOK)
 	if err := home.RevokeClient(t.Context(), "host2"); err != nil {
 		t.Fatal(err)
