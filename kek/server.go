@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -43,24 +44,33 @@ func (s *server) take(ctx context.Context) (_ *session, kept bool, err error) {
 	return conn, false, err
 }
 
-// takeNew gives a new connection, which nobody has closed yet.
+// takeNew gives a new connection, which nobody has closed yet. One that was kept makes
+// room for it.
 func (s *server) takeNew(ctx context.Context) (*session, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
 	}
+	if conn := s.reuse(); conn != nil {
+		conn.conn.Close()
+	}
 	return s.begin(ctx)
 }
 
-// enter waits for a place.
+// enter waits for a place, as long as for an answer: else those who queue for a server
+// that hangs would wait for it one after the other.
 func (s *server) enter(ctx context.Context) error {
 	select {
 	case s.places <- struct{}{}:
 		return nil
 	default:
 	}
+	wait := time.NewTimer(s.cluster.timeout)
+	defer wait.Stop()
 	select {
 	case s.places <- struct{}{}:
 		return nil
+	case <-wait.C:
+		return &transportError{os.ErrDeadlineExceeded}
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -129,10 +139,13 @@ func (s *server) noteFailure(ctx context.Context, err error) {
 }
 
 // rest has the server asked last for a while, the longer the more often in a row, and
-// looks after it meanwhile.
+// looks after it meanwhile. Many who see it fail at once count as one.
 func (s *server) rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if time.Now().Before(s.resume) {
+		return
+	}
 	rest := min(firstRest<<min(s.failed, 6), maxRest)
 	s.failed++
 	s.resume = time.Now().Add(rest)
