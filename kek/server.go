@@ -18,11 +18,12 @@ type server struct {
 	cluster *Cluster
 	places  chan struct{} // an element for each connection in use
 
-	mu     sync.Mutex
-	idle   []*session  // the one used last comes last
-	failed int         // how often in a row it did not answer
-	resume time.Time   // until when it is asked last
-	probe  *time.Timer // asks it in the background at that time; nil while all is well
+	mu       sync.Mutex
+	idle     []*session  // the one used last comes last
+	failed   int         // how often in a row it did not answer
+	resume   time.Time   // until when it is asked last
+	answered time.Time   // when it last did
+	probe    *time.Timer // asks it in the background at that time; nil while all is well
 }
 
 const (
@@ -56,24 +57,45 @@ func (s *server) takeNew(ctx context.Context) (*session, error) {
 	return s.begin(ctx)
 }
 
-// enter waits for a place, as long as for an answer: else those who queue for a server
-// that hangs would wait for it one after the other.
+// enter waits for a place.
 func (s *server) enter(ctx context.Context) error {
 	select {
 	case s.places <- struct{}{}:
 		return nil
 	default:
+		return s.queue(ctx)
 	}
-	wait := time.NewTimer(s.cluster.timeout)
+}
+
+// queue waits for a place for as long as the server answers others: those who queue for one
+// that hangs would wait for it one after the other.
+func (s *server) queue(ctx context.Context) error {
+	begun, wait := time.Now(), time.NewTimer(s.cluster.timeout)
 	defer wait.Stop()
-	select {
-	case s.places <- struct{}{}:
-		return nil
-	case <-wait.C:
-		return &transportError{os.ErrDeadlineExceeded}
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for {
+		select {
+		case s.places <- struct{}{}:
+			return nil
+		case <-wait.C:
+			left := s.cluster.timeout - s.silentSince(begun)
+			if left <= 0 {
+				return &transportError{os.ErrDeadlineExceeded}
+			}
+			wait.Reset(left)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
+}
+
+// silentSince is how long the server has answered nobody, from a time on.
+func (s *server) silentSince(begun time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered.After(begun) {
+		begun = s.answered
+	}
+	return time.Since(begun)
 }
 
 func (s *server) leave() { <-s.places }
@@ -161,7 +183,7 @@ func (s *server) rest() {
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume = 0, time.Time{}
+	s.failed, s.resume, s.answered = 0, time.Time{}, time.Now()
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil
