@@ -12,8 +12,8 @@ import (
 )
 
 var (
-	// ErrUnproven: fewer key managers give the key than have to, one gives another, or has
-	// taken it out of use.
+	// ErrUnproven means that fewer key managers give the key than have to, or that one gives
+	// another, or has taken it out of use.
 	ErrUnproven = errors.New("the key is not at all the key managers that should have it")
 	// errDifferent: a key manager gives other bytes under the same Unique Identifier.
 	errDifferent = errors.New("it gives another key under this ID: its replicas disagree, so nothing may be encrypted with it")
