@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/google/uuid"
@@ -63,7 +64,12 @@ func (h *Host) fetch(ctx context.Context, ref kekRef) (*kek.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cluster.Get(ctx, ref.id)
+	key, err := cluster.Get(ctx, ref.id)
+	if err == nil && key.State != kek.Active {
+		slog.Warn("a KEK is not active: what is encrypted under it can be unlocked until it is destroyed, so rekey it",
+			"alias", ref.alias, "kek", ref.id, "state", string(key.State))
+	}
+	return key, err
 }
 
 // forWrapping returns the KEK that new DEKs of a target's disks are wrapped under: the

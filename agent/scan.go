@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,7 +68,8 @@ func (s *scan) folder(ctx context.Context, folder *os.File, depth int) error {
 			}
 		}
 		if err != nil {
-			return nil //nolint:nilerr // its end, or perhaps it has just been removed
+			s.miss(err)
+			return nil
 		}
 	}
 }
@@ -94,10 +96,19 @@ func (s *scan) enter(ctx context.Context, parent *os.File, name string, depth in
 	}
 	folder, err := openFolder(parent, name)
 	if err != nil {
-		return nil // perhaps it has just been removed
+		s.miss(err)
+		return nil
 	}
 	defer folder.Close()
 	return s.folder(ctx, folder, depth)
+}
+
+// miss notes why a folder was left out, unless it ends there or has just been removed. What
+// can't be read may need any key.
+func (s *scan) miss(err error) {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, fs.ErrNotExist) {
+		s.leftOut = err
+	}
 }
 
 // openFolder opens a folder by its name in another: by its path, each level would be

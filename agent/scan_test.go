@@ -114,3 +114,27 @@ func TestScanIsCancelled(t *testing.T) {
 		t.Errorf("found are %v, %v", found, err)
 	}
 }
+
+// TestScanTellsOfWhatItCannotRead: a folder that is gone is nothing to tell of; another that
+// can't be read may have VMs in it.
+func TestScanTellsOfWhatItCannotRead(t *testing.T) {
+	datastore := t.TempDir()
+	if err := os.Symlink(".", filepath.Join(datastore, "replaced")); err != nil {
+		t.Fatal(err)
+	}
+	for name, told := range map[string]bool{"replaced": true, "gone": false} {
+		_, err := scanned(t.Context(), datastore, func(s *scan) {
+			parent, err := os.Open(datastore)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer parent.Close()
+			if err := s.enter(t.Context(), parent, name, 1); err != nil {
+				t.Error(err)
+			}
+		})
+		if (err != nil) != told {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -255,6 +255,7 @@ func TestCreateOnce(t *testing.T) {
 		"the answer to Create is lost, and others have the key":   {kmip14.OperationCreate, true, 1},
 		"the answer to Create is lost, and with it the key":       {kmip14.OperationCreate, false, 2},
 		"the answer to Activate is lost, and others have the key": {kmip14.OperationActivate, true, 1},
+		"the key is not given, and others have it":                {kmip14.OperationGet, true, 1},
 	} {
 		first, second := &fake{raw: closes(test.lose)}, &fake{}
 		if test.replicate {
@@ -309,4 +310,73 @@ func (f *fake) hangUp() {
 		c.Close()
 	}
 	f.conns = nil
+}
+
+// TestOtherSitesOneByOne: of the other sites, too, one is asked after the other, the servers
+// of none beside those of another.
+func TestOtherSitesOneByOne(t *testing.T) {
+	c := cluster(t, &fake{}, &fake{}, &fake{}, &fake{})
+	for i, site := range []string{"x", "own", "y", "x"} {
+		c.servers[i].Site = site
+	}
+	c.site = "own"
+	c.servers[0].rest()
+	var got []int
+	for _, site := range c.order() {
+		for _, s := range site {
+			got = append(got, slices.Index(c.servers, s))
+		}
+		got = append(got, -1)
+	}
+	if want := []int{1, -1, 3, 0, -1, 2, -1}; !slices.Equal(got, want) {
+		t.Errorf("order %v, want %v", got, want)
+	}
+}
+
+// TestManyFailuresAreOne: how long a server rests does not grow with how many have just seen
+// it fail.
+func TestManyFailuresAreOne(t *testing.T) {
+	c := cluster(t, &fake{})
+	for range 100 {
+		c.servers[0].rest()
+	}
+	if c.servers[0].rests(time.Now().Add(2 * firstRest)) {
+		t.Errorf("it rests until %v", c.servers[0].resume)
+	}
+}
+
+// TestNewConnectionsTakeThePlaceOfKeptOnes: the bound is for both together.
+func TestNewConnectionsTakeThePlaceOfKeptOnes(t *testing.T) {
+	f := &fake{}
+	c := startFake(t, f)
+	mustGet(t, c)
+	conn, err := c.servers[0].takeNew(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.servers[0].idle); n > 0 {
+		t.Errorf("%d are kept besides", n)
+	}
+	c.servers[0].done(t.Context(), conn, nil)
+}
+
+// TestChangeAtAReplicaThatLags: "not found" is not the last word of a change either.
+func TestChangeAtAReplicaThatLags(t *testing.T) {
+	late := &fake{edit: fail(kmip14.OperationGetAttributes, kmip14.ResultReasonItemNotFound, "")}
+	err := cluster(t, late, &fake{}).Destroy(t.Context(), "7")
+	expect(t, err, ErrInUse)
+}
+
+// TestOpenRefusesLimits: none can be less than nothing.
+func TestOpenRefusesLimits(t *testing.T) {
+	less := -time.Second
+	for want, config := range map[string]Config{
+		"timeout": {Timeout: less}, "connectTimeout": {ConnectTimeout: less}, "replicaWait": {ReplicaWait: less},
+		"hedgeAfter": {HedgeAfter: &less}, "maxConnections": {MaxConnections: -1}, "minReplicas": {MinReplicas: 2},
+	} {
+		config.Servers = []Server{{Address: "127.0.0.1:5696"}}
+		if _, err := Open("test", config, nil); err == nil || !strings.Contains(err.Error(), want+": ") {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
 }

@@ -78,7 +78,11 @@ func (s *session) create(ctx context.Context, name string) (*Key, error) {
 	if err := s.activate(ctx, id); err != nil {
 		return nil, orUnclear(err)
 	}
-	return s.usable(ctx, id)
+	key, err := s.usable(ctx, id)
+	if err != nil {
+		return nil, orUnclear(err) // others may give it
+	}
+	return key, nil
 }
 
 // orUnclear tells a refusal, after which nothing was done, from other errors.

@@ -189,7 +189,7 @@ func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
 
 // verdicts are what several servers can say of a key, by how much it weighs against what
 // the others say: who lacks it may be late, who does not answer says nothing.
-var verdicts = []error{ErrDestroyed, ErrDenied, ErrInactive, ErrUnsuitable, ErrNotFound}
+var verdicts = []error{ErrDestroyed, ErrDenied, ErrInactive, ErrInUse, ErrUnsuitable, ErrNotFound}
 
 // verdict gives the faults that count: those of the same kind as the one that weighs most.
 func verdict(faults []*fault) (count []error) {

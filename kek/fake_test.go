@@ -271,7 +271,7 @@ func silence(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 // sentinels are all Err values, by name.
 var sentinels = map[string]error{
 	"ErrUnavailable": ErrUnavailable, "ErrDenied": ErrDenied, "ErrNotFound": ErrNotFound,
-	"ErrDestroyed": ErrDestroyed, "ErrUnproven": ErrUnproven, "ErrInactive": ErrInactive, "ErrUnsuitable": ErrUnsuitable,
+	"ErrDestroyed": ErrDestroyed, "ErrUnproven": ErrUnproven, "ErrInactive": ErrInactive, "ErrInUse": ErrInUse, "ErrUnsuitable": ErrUnsuitable,
 }
 
 // expect checks that err wraps want, and none of the other Err values.

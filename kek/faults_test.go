@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -487,4 +488,43 @@ func sitesYAML(addresses []string) string {
 		text += fmt.Sprintf("  - {address: %q, site: %q}\n", a, string(rune('b'-i/3)))
 	}
 	return text
+}
+
+// TestQueueOfASilentServer: those who wait for a connection to it give up as they would on
+// it, and not one after the other.
+func TestQueueOfASilentServer(t *testing.T) {
+	withReplicas(t, "{hedgeAfter: 0s, maxConnections: 1}", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Hang)
+		begun := time.Now()
+		r.getByTen(id)
+		if took := time.Since(begun); took > 2*limit {
+			r.t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// TestQueueOfASlowServer: those who wait do so for as long as others are answered.
+func TestQueueOfASlowServer(t *testing.T) {
+	withReplicas(t, "{hedgeAfter: 0s, maxConnections: 1}", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Delay(limit/2), kmip14.OperationGet)
+		r.getByTen(id)
+		r.checkAsked(upTo(0), "connect", "Get")
+	})
+}
+
+// getByTen fetches a key ten times at once.
+func (r replicas) getByTen(id string) {
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			key, err := r.Cluster.Get(r.t.Context(), id)
+			if err != nil {
+				r.t.Error(err)
+			}
+			key.Destroy()
+		})
+	}
+	all.Wait()
 }

@@ -140,7 +140,10 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 	if dial == nil {
 		c.dial = dialTCP
 	}
-	err := c.addServers(config)
+	err := checkLimits(config)
+	if err == nil {
+		err = c.addServers(config)
+	}
 	if err == nil {
 		c.trust, err = openTrust(alias, config)
 	}
@@ -148,6 +151,23 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		return nil, fmt.Errorf("alias %q: %w", alias, err)
 	}
 	return c, nil
+}
+
+func checkLimits(config Config) error {
+	for key, limit := range map[string]time.Duration{
+		"timeout": config.Timeout, "connectTimeout": config.ConnectTimeout, "replicaWait": config.ReplicaWait,
+	} {
+		if limit < 0 {
+			return fmt.Errorf("%s: %v is less than nothing", key, limit)
+		}
+	}
+	if config.HedgeAfter != nil && *config.HedgeAfter < 0 {
+		return fmt.Errorf("hedgeAfter: %v is less than nothing", *config.HedgeAfter)
+	}
+	if config.MaxConnections < 0 {
+		return fmt.Errorf("maxConnections: %d is less than nothing", config.MaxConnections)
+	}
+	return nil
 }
 
 func dialTCP(ctx context.Context, address string) (net.Conn, error) {

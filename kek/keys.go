@@ -99,7 +99,8 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 // ErrInUse means that a key that is active can't be destroyed.
 var ErrInUse = errors.New("the key is active")
 
-// change has the first key manager change something that answers.
+// change has the first key manager change something that answers. One that knows no such
+// key may be late, so that the next is asked.
 func (c *Cluster) change(ctx context.Context, id string, do func(context.Context, *session) error) error {
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("alias %q: %w: %w", c.alias, ErrNotFound, err)
@@ -113,7 +114,7 @@ func (c *Cluster) change(ctx context.Context, id string, do func(context.Context
 			}
 			f := c.diagnose(s.Address, err)
 			faults = append(faults, f)
-			if f.answered || ctx.Err() != nil {
+			if f.answered && !errors.Is(err, ErrNotFound) || ctx.Err() != nil {
 				return c.explain(ctx, faults...)
 			}
 		}

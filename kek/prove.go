@@ -12,18 +12,22 @@ import (
 )
 
 var (
-	// ErrUnproven: fewer key managers give the key than have to, or one gives another.
+	// ErrUnproven means that fewer key managers give the key than have to, or that one gives
+	// another, or has taken it out of use.
 	ErrUnproven = errors.New("the key is not at all the key managers that should have it")
 	// errDifferent: a key manager gives other bytes under the same Unique Identifier.
 	errDifferent = errors.New("it gives another key under this ID: its replicas disagree, so nothing may be encrypted with it")
+	// errNotYet: a key manager has the key, but not its activation, which may follow.
+	errNotYet = errors.New("it is not active here yet")
 )
 
 // replicaPause is between two times that a replica is asked for a key that it lacks.
 const replicaPause = 500 * time.Millisecond
 
 // Prove has every server of the cluster give a key that is about to be relied on, and
-// compares what they give. One that lacks it is asked again for as long as a replica may
-// take; one that can't be reached does not count. The error wraps ErrUnproven.
+// compares what they give. One that lacks it, or its activation, is asked again for as long
+// as a replica may take; one that can't be reached does not count. The error wraps
+// ErrUnproven.
 func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
@@ -43,7 +47,7 @@ func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 func (s *server) prove(ctx, waiting context.Context, key *Key) error {
 	for {
 		err := s.compare(ctx, key)
-		if !errors.Is(err, ErrNotFound) {
+		if !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotYet) {
 			return err
 		}
 		select {
@@ -64,6 +68,9 @@ func (s *server) compare(ctx context.Context, key *Key) error {
 	if subtle.ConstantTimeCompare(has.Material.Bytes(), key.Material.Bytes()) != 1 {
 		return errDifferent
 	}
+	if has.State == PreActive {
+		return fmt.Errorf("%w: %w", ErrInactive, errNotYet)
+	}
 	return has.Usable()
 }
 
@@ -82,13 +89,19 @@ func (c *Cluster) judge(id string, proofs []error) error {
 		}
 		wrong = append(wrong, f.address+": "+f.Error())
 	}
-	different := slices.ContainsFunc(proofs, func(err error) bool { return errors.Is(err, errDifferent) })
 	enough := good > 0 && good+unreachable == len(proofs)
 	if c.minReplicas > 0 {
 		enough = good >= c.minReplicas
 	}
-	if enough && !different {
+	if enough && !slices.ContainsFunc(proofs, forbids) {
 		return nil
 	}
 	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), strings.Join(wrong, "; "))
+}
+
+// forbids tells whether what one server says is enough to encrypt nothing with a key, however
+// many give it: that it is another one, or that it was taken out of use.
+func forbids(err error) bool {
+	return errors.Is(err, errDifferent) || errors.Is(err, ErrDestroyed) ||
+		errors.Is(err, ErrInactive) && !errors.Is(err, errNotYet)
 }

@@ -28,6 +28,10 @@ func TestProve(t *testing.T) {
 		"one may lack it":     {[]*fake{lacks(), {}}, 2, ""},
 		"one differs":         {[]*fake{other, {}}, 1, "another key"},
 		"one has it inactive": {[]*fake{{edit: state(kmip14.StateDeactivated)}}, 0, "not active"},
+		"one has revoked it":  {[]*fake{{edit: state(kmip14.StateCompromised)}}, 1, "compromised"},
+		"one has lost it":     {[]*fake{{edit: state(kmip14.StateDestroyed)}}, 1, "destroyed"},
+		"one is late":         {[]*fake{{edit: state(kmip14.StatePreActive)}}, 0, "not active here yet"},
+		"one may be late":     {[]*fake{{edit: state(kmip14.StatePreActive)}}, 1, ""},
 	} {
 		c := cluster(t, append([]*fake{{}}, test.others...)...)
 		c.replicaWait, c.minReplicas = 10*time.Millisecond, test.least

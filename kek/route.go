@@ -4,30 +4,42 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 )
 
 // order gives the servers in the order in which they are asked: those of the own site,
-// and then, if none of these can help, the others. Of each, those that failed a short time
-// ago come last.
+// and then, if none of these can help, those of one other site after the other. Of each,
+// those that failed a short time ago come last.
 func (c *Cluster) order() (sites [][]*server) {
-	now := time.Now()
-	for _, own := range []bool{true, false} {
-		var well, resting []*server
-		for _, s := range c.servers {
-			switch {
-			case (s.Site == c.site) != own:
-			case s.rests(now):
-				resting = append(resting, s)
-			default:
-				well = append(well, s)
-			}
+	names := []string{c.site}
+	for _, s := range c.servers {
+		if !slices.Contains(names, s.Site) {
+			names = append(names, s.Site)
 		}
-		if site := append(well, resting...); len(site) > 0 {
+	}
+	for _, name := range names {
+		if site := c.inSite(name); len(site) > 0 {
 			sites = append(sites, site)
 		}
 	}
 	return sites
+}
+
+// inSite gives the servers of a site.
+func (c *Cluster) inSite(site string) []*server {
+	now := time.Now()
+	var well, resting []*server
+	for _, s := range c.servers {
+		switch {
+		case s.Site != site:
+		case s.rests(now):
+			resting = append(resting, s)
+		default:
+			well = append(well, s)
+		}
+	}
+	return append(well, resting...)
 }
 
 // outcome is what a server made of work.
@@ -167,5 +179,5 @@ func isClosed(err error) bool {
 // the same connection.
 func isAnswer(err error) bool {
 	_, refused := errors.AsType[*refusal](err)
-	return err == nil || refused || errors.Is(err, ErrDestroyed) || errors.Is(err, ErrUnsuitable) || errors.Is(err, ErrInactive)
+	return err == nil || refused || errors.Is(err, ErrNotFound) || errors.Is(err, ErrDestroyed) || errors.Is(err, ErrUnsuitable) || errors.Is(err, ErrInactive)
 }

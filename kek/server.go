@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -17,11 +18,12 @@ type server struct {
 	cluster *Cluster
 	places  chan struct{} // an element for each connection in use
 
-	mu     sync.Mutex
-	idle   []*session  // the one used last comes last
-	failed int         // how often in a row it did not answer
-	resume time.Time   // until when it is asked last
-	probe  *time.Timer // asks it in the background at that time; nil while all is well
+	mu       sync.Mutex
+	idle     []*session  // the one used last comes last
+	failed   int         // how often in a row it did not answer
+	resume   time.Time   // until when it is asked last
+	answered time.Time   // when it last did
+	probe    *time.Timer // asks it in the background at that time; nil while all is well
 }
 
 const (
@@ -43,10 +45,14 @@ func (s *server) take(ctx context.Context) (_ *session, kept bool, err error) {
 	return conn, false, err
 }
 
-// takeNew gives a new connection, which nobody has closed yet.
+// takeNew gives a new connection, which nobody has closed yet. One that was kept makes
+// room for it.
 func (s *server) takeNew(ctx context.Context) (*session, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
+	}
+	if conn := s.reuse(); conn != nil {
+		conn.conn.Close()
 	}
 	return s.begin(ctx)
 }
@@ -57,13 +63,39 @@ func (s *server) enter(ctx context.Context) error {
 	case s.places <- struct{}{}:
 		return nil
 	default:
+		return s.queue(ctx)
 	}
-	select {
-	case s.places <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+}
+
+// queue waits for a place for as long as the server answers others: those who queue for one
+// that hangs would wait for it one after the other.
+func (s *server) queue(ctx context.Context) error {
+	begun, wait := time.Now(), time.NewTimer(s.cluster.timeout)
+	defer wait.Stop()
+	for {
+		select {
+		case s.places <- struct{}{}:
+			return nil
+		case <-wait.C:
+			left := s.cluster.timeout - s.silentSince(begun)
+			if left <= 0 {
+				return &transportError{os.ErrDeadlineExceeded}
+			}
+			wait.Reset(left)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
+}
+
+// silentSince is how long the server has answered nobody, from a time on.
+func (s *server) silentSince(begun time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered.After(begun) {
+		begun = s.answered
+	}
+	return time.Since(begun)
 }
 
 func (s *server) leave() { <-s.places }
@@ -129,10 +161,13 @@ func (s *server) noteFailure(ctx context.Context, err error) {
 }
 
 // rest has the server asked last for a while, the longer the more often in a row, and
-// looks after it meanwhile.
+// looks after it meanwhile. Many who see it fail at once count as one.
 func (s *server) rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if time.Now().Before(s.resume) {
+		return
+	}
 	rest := min(firstRest<<min(s.failed, 6), maxRest)
 	s.failed++
 	s.resume = time.Now().Add(rest)
@@ -148,7 +183,7 @@ func (s *server) rest() {
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume = 0, time.Time{}
+	s.failed, s.resume, s.answered = 0, time.Time{}, time.Now()
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil

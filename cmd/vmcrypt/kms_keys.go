@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
 
 	"github.com/vmcrypt/vmcrypt/agent"
@@ -243,7 +244,7 @@ func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
 	}
 	var vms []string
 	for alias, keys := range uses.VMs {
-		if w.env.mayBeSame(alias, w.alias) {
+		if w.env.mayBeSame(alias, w.alias) || uuid.Validate(id) == nil { // of which no two are alike
 			vms = append(vms, keys[id]...)
 		}
 	}

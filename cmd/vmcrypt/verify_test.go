@@ -419,7 +419,9 @@ func TestKeysOfTheKeyManager(t *testing.T) {
 	smallImage(t, other)
 	h.fails(exitKey, []string{"not active"}, "encrypt", other, "--kek", id)
 	h.keepsNeeded(id, path)
-	h.ok("decrypt", path)
+	if r := h.run("decrypt", path); r.code != exitDone || !strings.Contains(r.stderr, id) || !strings.Contains(r.stderr, "deactivated") {
+		t.Errorf("no warning of a key that is revoked: %+v", r)
+	}
 	h.ok("kms", "destroy-key", id, "--yes")
 	if list := parseJSON[keyList](t, h.ok("kms", "list-keys", "--json")); len(list.Keys) != 0 {
 		t.Errorf("%+v", list)
