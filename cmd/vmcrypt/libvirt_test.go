@@ -19,6 +19,9 @@ import (
 	"github.com/vmcrypt/vmcrypt/testimages"
 )
 
+// isolate is a script that runs a command with mounts and processes of its own.
+const isolate = "../../scripts/isolate.sh"
+
 // isolated runs a test again where it has mounts and processes of its own: what is left
 // of them ends with it. It tells whether this is that run.
 func isolated(t *testing.T) bool {
@@ -30,14 +33,12 @@ func isolated(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount something over the folders of libvirt")
 	}
-	if out, err := exec.Command("unshare", "--mount", "--pid", "--fork", "true").CombinedOutput(); err != nil {
+	if out, err := exec.Command(isolate, "true").CombinedOutput(); err != nil {
 		t.Skipf("no mounts and processes of its own: %v: %s", err, out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*hang)
 	defer cancel()
-	// The shell waits for orphans, as the first process has to.
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-		"sh", "-c", `"$@"; exit $?`, "sh", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd := exec.CommandContext(ctx, isolate, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), mark+"="+t.Name())
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
