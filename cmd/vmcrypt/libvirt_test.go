@@ -74,6 +74,8 @@ cgroup_controllers = []
 stdio_handler = "file"
 user = "root"
 group = "root"
+swtpm_user = "root"
+swtpm_group = "root"
 `))
 	h.installHook("libvirt/hook", "/etc/libvirt/hooks/qemu.d/vmcrypt")
 	l := &libvirtHost{host: h}
