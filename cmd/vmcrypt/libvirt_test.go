@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,6 +68,8 @@ func startLibvirt(h *host) *libvirtHost {
 	if err := os.MkdirAll("/etc/libvirt/hooks/qemu.d", 0o755); err != nil {
 		h.t.Fatal(err)
 	}
+	knowUser(h.t, "/etc/passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin")
+	knowUser(h.t, "/etc/group", "libvirt-qemu:x:64055:")
 	write(h.t, "/etc/libvirt/libvirtd.conf", []byte("auth_unix_rw = \"none\"\nunix_sock_group = \"root\"\n"))
 	write(h.t, "/etc/libvirt/qemu.conf", []byte(`security_driver = "none"
 namespaces = []
@@ -74,13 +77,28 @@ cgroup_controllers = []
 stdio_handler = "file"
 user = "root"
 group = "root"
-swtpm_user = "root"
-swtpm_group = "root"
 `))
 	h.installHook("libvirt/hook", "/etc/libvirt/hooks/qemu.d/vmcrypt")
 	l := &libvirtHost{host: h}
 	l.startDaemon()
 	return l
+}
+
+// knowUser adds to what this test sees of a file of users, if that lacks it: libvirt's daemon
+// looks for its own, which only the package with its service makes, whatever its
+// configuration says.
+func knowUser(t *testing.T, path, line string) {
+	t.Helper()
+	text := read(t, path)
+	name, _, _ := strings.Cut(line, ":")
+	if bytes.Contains(append([]byte("\n"), text...), []byte("\n"+name+":")) {
+		return
+	}
+	more := filepath.Join("/run", filepath.Base(path))
+	write(t, more, append(text, line+"\n"...))
+	if err := errors.Join(os.Chmod(more, 0o644), unix.Mount(more, path, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // installHook copies a script that calls vmcrypt, which is this test.
