@@ -65,6 +65,11 @@ func startLibvirt(h *host) *libvirtHost {
 			h.t.Fatal(err)
 		}
 	}
+	if _, err := os.Stat("/sys/devices"); err != nil { // as in a chroot
+		if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+			h.t.Fatal(err)
+		}
+	}
 	if err := os.MkdirAll("/etc/libvirt/hooks/qemu.d", 0o755); err != nil {
 		h.t.Fatal(err)
 	}
