@@ -84,7 +84,7 @@ func boot(t *testing.T, root string, options ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "testdata/boot.sh", append([]string{root}, options...)...)
+	cmd := exec.CommandContext(ctx, "../scripts/isolate.sh", append([]string{"testdata/boot.sh", root}, options...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Logf("boot: %v", err)

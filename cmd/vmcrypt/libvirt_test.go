@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,6 +20,9 @@ import (
 	"github.com/vmcrypt/vmcrypt/testimages"
 )
 
+// isolate is a script that runs a command with mounts and processes of its own.
+const isolate = "../../scripts/isolate.sh"
+
 // isolated runs a test again where it has mounts and processes of its own: what is left
 // of them ends with it. It tells whether this is that run.
 func isolated(t *testing.T) bool {
@@ -30,14 +34,12 @@ func isolated(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount something over the folders of libvirt")
 	}
-	if out, err := exec.Command("unshare", "--mount", "--pid", "--fork", "true").CombinedOutput(); err != nil {
+	if out, err := exec.Command(isolate, "true").CombinedOutput(); err != nil {
 		t.Skipf("no mounts and processes of its own: %v: %s", err, out)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*hang)
 	defer cancel()
-	// The shell waits for orphans, as the first process has to.
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-		"sh", "-c", `"$@"; exit $?`, "sh", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd := exec.CommandContext(ctx, isolate, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), mark+"="+t.Name())
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
@@ -63,9 +65,16 @@ func startLibvirt(h *host) *libvirtHost {
 			h.t.Fatal(err)
 		}
 	}
+	if _, err := os.Stat("/sys/devices"); err != nil { // as in a chroot
+		if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+			h.t.Fatal(err)
+		}
+	}
 	if err := os.MkdirAll("/etc/libvirt/hooks/qemu.d", 0o755); err != nil {
 		h.t.Fatal(err)
 	}
+	knowUser(h.t, "/etc/passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin")
+	knowUser(h.t, "/etc/group", "libvirt-qemu:x:64055:")
 	write(h.t, "/etc/libvirt/libvirtd.conf", []byte("auth_unix_rw = \"none\"\nunix_sock_group = \"root\"\n"))
 	write(h.t, "/etc/libvirt/qemu.conf", []byte(`security_driver = "none"
 namespaces = []
@@ -78,6 +87,23 @@ group = "root"
 	l := &libvirtHost{host: h}
 	l.startDaemon()
 	return l
+}
+
+// knowUser adds to what this test sees of a file of users, if that lacks it: libvirt's daemon
+// looks for its own, which only the package with its service makes, whatever its
+// configuration says.
+func knowUser(t *testing.T, path, line string) {
+	t.Helper()
+	text := read(t, path)
+	name, _, _ := strings.Cut(line, ":")
+	if bytes.Contains(append([]byte("\n"), text...), []byte("\n"+name+":")) {
+		return
+	}
+	more := filepath.Join("/run", filepath.Base(path))
+	write(t, more, append(text, line+"\n"...))
+	if err := errors.Join(os.Chmod(more, 0o644), unix.Mount(more, path, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // installHook copies a script that calls vmcrypt, which is this test.
