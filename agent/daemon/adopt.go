@@ -106,7 +106,7 @@ func (d *daemon) adoptOne(directory string) error {
 	if err == nil {
 		return d.adoptServer(p, status, w, directory)
 	}
-	p, silence := silent(d.ctx, directory)
+	p, silence := silent(directory)
 	switch {
 	case errors.Is(silence, fs.ErrNotExist) && (w == nil || w.Locking): // it was stopped, or never came to be
 		diskserver.RemoveDirectory(directory)

@@ -251,7 +251,7 @@ func (m *machine) running(ctx context.Context) (*process, error) {
 	if p := m.process(); p.lives() {
 		return p, nil
 	}
-	p, err := silent(ctx, m.directory)
+	p, err := silent(m.directory)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // only root can find each
 		if asked, _, silence := serving(ctx, m.directory); silence == nil {
 			p, err = asked, nil

@@ -121,15 +121,12 @@ func statusOfServer(ctx context.Context, directory string) (*diskserver.Status, 
 
 // silent finds the process of a directory that can't be asked: QEMU's user may have
 // removed its control socket. The error is os.ErrNotExist where there is none.
-func silent(ctx context.Context, directory string) (*process, error) {
+func silent(directory string) (*process, error) {
 	lock, err := diskserver.HeldLock(directory)
 	if err != nil {
 		return nil, err
 	}
 	fd := findHolder(lock)
-	if fd < 0 {
-		fd = findScoped(ctx, directory)
-	}
 	if fd < 0 {
 		return nil, fmt.Errorf("a disk server has %s, and can't be found", directory)
 	}

@@ -5,10 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strconv"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/internal/systemd"
 )
@@ -39,45 +35,8 @@ func (m *machine) scope(ctx context.Context, pid int) {
 // have line breaks, and be no UTF-8.
 func (m *machine) scopeOf(pid int) systemd.Scope {
 	return systemd.Scope{
-		Name:        scopesOf(m.directory) + strconv.Itoa(pid),
+		Name:        fmt.Sprintf("vmcrypt-disk-%s-%d", filepath.Base(m.directory), pid),
 		Description: fmt.Sprintf("Encrypted disks of %q", m.descriptor),
 		Before:      users, After: storage,
 	}
-}
-
-// scopesOf is how the names of the scopes of a directory's disk servers begin. The rest
-// is the number of the process.
-func scopesOf(directory string) string { return "vmcrypt-disk-" + filepath.Base(directory) + "-" }
-
-// findScoped gives a pidfd of the disk server of a directory that lives in a scope, or -1.
-// Systemd knows it even where this process may not look at others.
-func findScoped(ctx context.Context, directory string) int {
-	if !systemd.CanScope() {
-		return -1
-	}
-	pid := scoped(ctx, directory)
-	fd, err := unix.PidfdOpen(pid, 0)
-	if pid == 0 || err != nil {
-		return -1
-	}
-	if scoped(ctx, directory) != pid { // the number may be another process's by now
-		unix.Close(fd)
-		return -1
-	}
-	return fd
-}
-
-// scoped gives the number of the disk server of a directory that lives in a scope, or 0.
-func scoped(ctx context.Context, directory string) int {
-	prefix := scopesOf(directory)
-	names, err := systemd.Scopes(ctx, prefix)
-	if err != nil {
-		slog.Warn("a disk server can't be looked for in its scope", "directory", directory, "error", err)
-	}
-	for _, name := range names {
-		if pid, err := strconv.Atoi(strings.TrimPrefix(name, prefix)); err == nil {
-			return pid
-		}
-	}
-	return 0
 }

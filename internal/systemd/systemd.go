@@ -75,7 +75,7 @@ type Scope struct {
 	Before, After []string // units; at shutdown it is the other way round
 }
 
-// scopeTime is how long systemd has to start a scope, or to tell of them.
+// scopeTime is how long systemd has to start a scope.
 const scopeTime = 5 * time.Second
 
 // IsService tells whether systemd started this process and wants to know how it is.
@@ -99,28 +99,6 @@ func known(unit string) bool {
 // CanScope tells whether this process may start scopes: as root, where systemd runs.
 func CanScope() bool { return os.Geteuid() == 0 && util.IsRunningSystemd() }
 
-// Scopes gives the names of the scopes that run and whose names begin so.
-func Scopes(ctx context.Context, prefix string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, scopeTime)
-	defer cancel()
-	conn, err := dbus.NewWithContext(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("connect to systemd: %w", err)
-	}
-	defer conn.Close()
-	units, err := conn.ListUnitsByPatternsContext(ctx, []string{"active"}, []string{prefix + "*" + scopeSuffix})
-	if err != nil {
-		return nil, fmt.Errorf("list scopes: %w", err)
-	}
-	var names []string
-	for _, u := range units {
-		names = append(names, strings.TrimSuffix(u.Name, scopeSuffix))
-	}
-	return names, nil
-}
-
-const scopeSuffix = ".scope"
-
 // Start moves a process of this one's children into the scope, which ends with it.
 func (s Scope) Start(ctx context.Context, pid int) error {
 	ctx, cancel := context.WithTimeout(ctx, scopeTime)
@@ -130,7 +108,7 @@ func (s Scope) Start(ctx context.Context, pid int) error {
 		return fmt.Errorf("connect to systemd: %w", err)
 	}
 	defer conn.Close()
-	name, result := s.Name+scopeSuffix, make(chan string, 1)
+	name, result := s.Name+".scope", make(chan string, 1)
 	if _, err := conn.StartTransientUnitContext(ctx, name, "fail", s.properties(pid), result); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
