@@ -33,16 +33,13 @@ func (k KeyCheck) Different(detail string) KeyCheck {
 	return k
 }
 
-// Check asks every key manager of the cluster for a key, all at once, and compares what
-// they give, in constant time: where they differ, most of them are right, or else the
-// first. The result is in the order of the configuration.
+// Check asks every key manager of the cluster for a key, those of the own site all at once
+// and then those of others, and compares what they give, in constant time: where they
+// differ, most of them are right, or else the first. The result is in the order of the
+// configuration.
 func (c *Cluster) Check(ctx context.Context, id string) []KeyCheck {
 	checks, keys := make([]KeyCheck, len(c.servers)), make([]*Key, len(c.servers))
-	var wg sync.WaitGroup
-	for i := range c.servers {
-		wg.Go(func() { checks[i], keys[i], _ = c.inspect(ctx, i, id) })
-	}
-	wg.Wait()
+	c.ownFirst(func(i int) { checks[i], keys[i], _ = c.inspect(ctx, i, id) })
 	right := prevalent(keys)
 	for i, key := range keys {
 		if key != nil && !key.Material.Equal(right.Material) {

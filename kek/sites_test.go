@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -39,6 +41,42 @@ func TestTwoSites(t *testing.T) {
 	if b.Sent() == 0 {
 		t.Error("the key came from the other site without a packet")
 	}
+}
+
+// TestOwnSiteIsAskedFirst: who asks all key managers, asks those of another site when those
+// of the own one have answered.
+func TestOwnSiteIsAskedFirst(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		c := r.Cluster
+		c.servers[0].Site = "elsewhere"
+		far := r.Addresses()[0]
+		r.Proxies[1].Set(faultproxy.Delay(time.Second))
+		ask := map[string]func() int{
+			"Status":          func() int { return len(c.Status(r.t.Context())) },
+			"Check":           func() int { return len(c.Check(r.t.Context(), id)) },
+			"StatusElsewhere": func() int { return len(c.StatusHere(r.t.Context())) + len(c.StatusElsewhere(r.t.Context())) },
+		}
+		for name, do := range ask {
+			r.Journal.Clear()
+			if n := do(); n != 3 {
+				r.t.Errorf("%s: %d answers", name, n)
+			}
+			events := r.Journal.Events()
+			first := slices.IndexFunc(events, func(e faultproxy.Event) bool { return e.Server == far })
+			last := len(events) - 1
+			for events[last].Server == far {
+				last--
+			}
+			if first < 0 || first < last || events[first].At.Sub(events[0].At) < time.Second {
+				r.t.Errorf("%s: asked were %+v", name, events)
+			}
+		}
+		r.Journal.Clear()
+		if got := c.StatusHere(r.t.Context()); len(got) != 2 || got[1].Address != r.Addresses()[2] || slices.Contains(r.asked(), 0) {
+			r.t.Errorf("%+v", got)
+		}
+	})
 }
 
 // openSite opens a cluster for a host at site b, all of whose servers but the last are

@@ -2,7 +2,6 @@ package kek
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
@@ -31,15 +30,12 @@ type ServerStatus struct {
 // Expires tells until when the client certificate is valid.
 func (c *Cluster) Expires() time.Time { return c.trust.expires() }
 
-// Status asks every key manager of the cluster, all at once, for the version of
-// KMIP to speak. The result is in the order of the configuration.
+// Status asks every key manager of the cluster for the version of KMIP to speak: those of
+// the own site all at once, and then those of others. The result is in the order of the
+// configuration.
 func (c *Cluster) Status(ctx context.Context) []ServerStatus {
 	all := make([]ServerStatus, len(c.servers))
-	var wg sync.WaitGroup
-	for i, s := range c.servers {
-		wg.Go(func() { all[i] = s.status(ctx) })
-	}
-	wg.Wait()
+	c.ownFirst(func(i int) { all[i] = c.servers[i].status(ctx) })
 	return all
 }
 
