@@ -111,7 +111,7 @@ func TestHealthWithoutOwnSite(t *testing.T) {
 		r.Proxies[1].Set(faultproxy.Refuse)
 		r.Proxies[3].Set(faultproxy.Deny, kmip14.OperationGet)
 	}
-	askingSites(t, gone, func(t *testing.T, r *faultproxy.Replicas, h *health) {
+	askingSites(t, gone, func(t *testing.T, _ *faultproxy.Replicas, h *health) {
 		time.Sleep(30 * time.Second)
 		wantAll(t, "states", states(h), "unreachable", "unreachable", "ok", "ok")
 		wantAll(t, "a key", canaries(h), "unreachable", "unreachable", "ok", "denied")

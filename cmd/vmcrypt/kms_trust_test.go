@@ -211,7 +211,7 @@ func TestTrustByPin(t *testing.T) {
 	if text := h.ok("kms", "status", "prod"); strings.Contains(text, "untrusted") || strings.Contains(text, "unreachable") {
 		t.Error(text)
 	}
-	h.ok("kms", "trust", "prod")  // nothing to ask
+	h.ok("kms", "trust", "prod") // nothing to ask
 	h.ok("kms", "trust", "prod", "--ca", filepath.Join(dir, "host2-ca.pem"))
 	if k := h.alias("prod"); k.Servers[0].Pin != "" || k.CA == "" {
 		t.Errorf("%+v", k)
