@@ -40,7 +40,7 @@ func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
 	find := func(ctx context.Context, s *session) (string, error) {
 		active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
-		ids, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
+		ids, _, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
 		if err != nil {
 			return "", err
 		}
@@ -132,36 +132,62 @@ func kekAttributes() []kmipwire.Attribute {
 }
 
 // locateAll finds all keys that can be KEKs. From a server that can't give them part by
-// part, since that came with KMIP 1.3, it takes what it gives at once.
+// part, since that came with KMIP 1.3 or it heeds no offset, it takes what it gives at once.
 func (s *session) locateAll(ctx context.Context) (all []string, err error) {
-	req := kmipwire.LocateRequest{Attribute: kekAttributes()}
+	whole := kmipwire.LocateRequest{Attribute: kekAttributes()}
 	if s.version.ProtocolVersionMinor < 3 {
-		return s.locateKeys(ctx, req)
+		all, _, err = s.locateKeys(ctx, whole)
+		return all, err
 	}
-	req.MaximumItems = locatePage
+	part, seen := whole, map[string]bool{}
+	part.MaximumItems = locatePage
 	for {
-		ids, err := s.locateKeys(ctx, req)
+		ids, total, err := s.locateKeys(ctx, part)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, ids...)
-		if req.OffsetItems = len(all); len(ids) < locatePage {
+		before := len(all)
+		all = appendNew(all, seen, ids)
+		part.OffsetItems += len(ids)
+		switch isNew := len(all) > before; {
+		case isNew && (len(ids) >= locatePage || part.OffsetItems < total): // it may give fewer than it is asked for
+		case !isNew && len(ids) == locatePage: // the same again
+			all, _, err = s.locateKeys(ctx, whole)
+			return all, err
+		default:
 			return all, nil
 		}
 	}
 }
 
-func (s *session) locateKeys(ctx context.Context, req kmipwire.LocateRequest) ([]string, error) {
+// appendNew appends those that were not seen before: a key that is made while others are
+// listed may move them.
+func appendNew(all []string, seen map[string]bool, ids []string) []string {
+	for _, id := range ids {
+		if !seen[id] {
+			seen[id] = true
+			all = append(all, id)
+		}
+	}
+	return all
+}
+
+// locateKeys gives the keys that are asked for, and how many there are in all, or 0 if the
+// server does not say.
+func (s *session) locateKeys(ctx context.Context, req kmipwire.LocateRequest) (ids []string, total int, err error) {
 	var resp kmipwire.LocateResponse
 	if err := s.call(ctx, kmip14.OperationLocate, req, &resp); err != nil {
-		return nil, fmt.Errorf("locate keys: %w", err)
+		return nil, 0, fmt.Errorf("locate keys: %w", err)
 	}
 	for _, id := range resp.UniqueIdentifier {
 		if err := checkID(id); err != nil {
-			return nil, fmt.Errorf("locate keys: %w: %w", errProtocol, err)
+			return nil, 0, fmt.Errorf("locate keys: %w: %w", errProtocol, err)
 		}
 	}
-	return resp.UniqueIdentifier, nil
+	if resp.LocatedItems != nil {
+		total = *resp.LocatedItems
+	}
+	return resp.UniqueIdentifier, total, nil
 }
 
 // describeAll leaves out keys that are destroyed, perhaps meanwhile.
