@@ -54,7 +54,7 @@ func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
 
 // Revoke takes a key out of use: nothing more can be wrapped under it, and what is can
 // still be unwrapped. Compromised says that others may know it. It succeeds for a key
-// that is revoked already.
+// that is revoked already. ErrDestroyed: it is destroyed, which some servers call ErrNotFound.
 func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error {
 	reason := kmip14.RevocationReasonCodeCessationOfOperation
 	if compromised {
@@ -71,6 +71,9 @@ func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error
 		state, stateErr := s.state(ctx, id)
 		if stateErr == nil && (state == Compromised || state == Deactivated && !compromised) {
 			return nil // perhaps the answer to an earlier try was lost
+		}
+		if errors.Is(stateErr, ErrDestroyed) {
+			err = stateErr
 		}
 		return fmt.Errorf("revoke key %q: %w", id, err)
 	})

@@ -88,6 +88,7 @@ func lifeOfKeys(t *testing.T, c *Cluster, gone error) string {
 		expectStates(t, c, []map[string]State{{second: Compromised}, {}}[i])
 		_, err := c.Get(t.Context(), id)
 		expect(t, err, gone)
+		expect(t, c.Revoke(t.Context(), id, false), gone)
 	}
 	for _, id := range []string{"4711", ""} {
 		expect(t, c.Revoke(t.Context(), id, false), ErrNotFound)
