@@ -413,6 +413,7 @@ func TestReaper(t *testing.T) {
 				t.Errorf("connection %d: %v", i, err)
 			}
 		}
+		synctest.Wait()
 		if len(s.idle) != 0 || s.reaper != nil {
 			t.Errorf("%d connections are left, and a reaper: %v", len(s.idle), s.reaper != nil)
 		}
