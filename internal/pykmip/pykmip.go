@@ -43,7 +43,7 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	testtool.Need(t, "pykmip-server")
-	python := testtool.Need(t, "/usr/bin/python3") // of Debian, which is who finds it
+	python := testtool.Need(t, "/usr/bin/python3") // Debian's, which finds its package
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	server := &Server{Address: freeAddress(t), PKI: NewPKI(t), limit: at("limit")}
