@@ -35,19 +35,24 @@ func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 	return ask(ctx, c, list, func([]KeyInfo) {})
 }
 
+// fewKeys is of how many keys AnyKey takes one: some can be expired.
+const fewKeys = 16
+
 // AnyKey gives the ID of an active key that the cluster has for this client, always the
 // same where the key managers keep their order. ErrNotFound if there is none.
 func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
 	find := func(ctx context.Context, s *session) (string, error) {
 		active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
-		ids, _, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
+		ids, _, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: fewKeys, Attribute: append(kekAttributes(), active)})
 		if err != nil {
 			return "", err
 		}
-		if len(ids) == 0 {
-			return "", fmt.Errorf("%w that is active", ErrNotFound)
+		for _, id := range ids {
+			if state, err := s.state(ctx, id); state == Active || !isAnswer(err) {
+				return id, err
+			}
 		}
-		return ids[0], nil
+		return "", fmt.Errorf("%w that is active", ErrNotFound)
 	}
 	return ask(ctx, c, find, func(string) {})
 }
@@ -88,7 +93,7 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 			return nil
 		case err != nil:
 			return fmt.Errorf("get state of key %q: %w", id, err)
-		case state == Active:
+		case state == Active, state == Expired:
 			return fmt.Errorf("destroy key %q: %w", id, ErrInUse)
 		}
 		req := kmipwire.DestroyRequest{UniqueIdentifier: id}
@@ -220,7 +225,7 @@ func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
 	info := KeyInfo{ID: id}
 	req := kmipwire.GetAttributesRequest{
 		UniqueIdentifier: id,
-		AttributeName:    []string{kmipwire.AttrState, kmipwire.AttrName, kmipwire.AttrInitialDate},
+		AttributeName:    append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...),
 	}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
@@ -230,17 +235,15 @@ func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
 		return info, err
 	}
 	for _, a := range resp.Attribute {
-		if err := info.take(a); err != nil {
-			return info, err
-		}
+		info.take(a)
 	}
-	return info, nil
+	var err error
+	info.State, err = stateOf(resp.Attribute)
+	return info, err
 }
 
-func (k *KeyInfo) take(a kmipwire.Attribute) (err error) {
+func (k *KeyInfo) take(a kmipwire.Attribute) {
 	switch a.AttributeName {
-	case kmipwire.AttrState:
-		k.State, err = parseState(a.AttributeValue)
 	case kmipwire.AttrInitialDate:
 		k.Created, _ = a.AttributeValue.(time.Time)
 	case kmipwire.AttrName:
@@ -249,5 +252,4 @@ func (k *KeyInfo) take(a kmipwire.Attribute) (err error) {
 			k.Name = name.NameValue
 		}
 	}
-	return err
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 	"github.com/vmcrypt/vmcrypt/kms"
 )
 
@@ -145,6 +148,39 @@ func checkRefused(t *testing.T, c *Cluster, id string) {
 	expect(t, key.Usable(), ErrInactive)
 	if err := c.Prove(t.Context(), key); !errors.Is(err, ErrUnproven) {
 		t.Error(err)
+	}
+}
+
+// TestExpired: a key whose time is over is not for wrapping, though its state says active,
+// and not what key managers are tried with.
+func TestExpired(t *testing.T) {
+	for name, test := range map[string]struct {
+		attribute string
+		at        time.Time
+		want      State
+	}{
+		"protect stop date":      {kmipwire.AttrProtectStopDate, time.Now(), Expired},
+		"deactivation date":      {kmipwire.AttrDeactivationDate, time.Now().Add(-time.Hour), Expired},
+		"dates to come":          {kmipwire.AttrDeactivationDate, time.Now().Add(time.Hour), Active},
+		"date that says nothing": {kmipwire.AttrInitialDate, time.Now().Add(-time.Hour), Active},
+	} {
+		// Its key has no name, by which AnyKey does not look for it either.
+		c := startFake(t, &fake{names: []string{""}, edit: item(kmip14.OperationGetAttributes, func(i *kmipwire.ResponseBatchItem) {
+			resp := i.ResponsePayload.(*kmipwire.GetAttributesResponse)
+			resp.Attribute = append(resp.Attribute, kmipwire.Attribute{AttributeName: test.attribute, AttributeValue: test.at})
+		})})
+		key, err := c.Get(t.Context(), "7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key.State != test.want || (key.Usable() == nil) != (test.want == Active) {
+			t.Errorf("%s: %s: %v", name, key.State, key.Usable())
+		}
+		key.Destroy()
+		expect(t, c.Destroy(t.Context(), "7"), ErrInUse)
+		if _, err := c.AnyKey(t.Context()); (err == nil) != (test.want == Active) {
+			t.Errorf("%s: any key: %v", name, err)
+		}
 	}
 }
 

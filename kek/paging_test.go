@@ -89,6 +89,11 @@ func TestListQuirks(t *testing.T) {
 			if err != nil || len(answers) > 0 || len(ids) != test.want || len(slices.Compact(slices.Sorted(slices.Values(ids)))) != test.want {
 				t.Errorf("%d keys, %v; %d answers are left", len(ids), err, len(answers))
 			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if len(f.skips) > 1 && f.skips[1] != test.parts[0][1] { // after that it may begin anew
+				t.Errorf("it goes on after %d keys, want %d", f.skips[1], test.parts[0][1])
+			}
 		})
 	}
 }
