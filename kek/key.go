@@ -95,7 +95,7 @@ func (s *session) clarify(ctx context.Context, id string, err error) error {
 
 // material fetches the bytes of a key.
 func (s *session) material(ctx context.Context, id string) (_ *secret.Buffer, err error) {
-	defer s.cluster.watch(ctx, s.address, kmip14.OperationGet.String(), time.Now(), &err)
+	defer s.server.cluster.watch(ctx, s.server.Address, kmip14.OperationGet.String(), time.Now(), &err)
 	req := kmipwire.GetRequest{UniqueIdentifier: id, KeyFormatType: kmip14.KeyFormatTypeRaw}
 	msg, err := s.ask(ctx, kmip14.OperationGet, req)
 	if err != nil {

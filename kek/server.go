@@ -198,10 +198,18 @@ func (s *server) rest() {
 	s.probe = time.AfterFunc(rest, s.tryAgain)
 }
 
+// noteAnswer is for one message: the server is not silent.
+func (s *server) noteAnswer() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = time.Now()
+}
+
+// noteSuccess is for work that the server has answered to the end.
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume, s.answered = 0, time.Time{}, time.Now()
+	s.failed, s.resume = 0, time.Time{}
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil
@@ -259,7 +267,7 @@ func (s *server) connect(ctx context.Context) (_ *session, err error) {
 	_, transient := raw.(interface{ Transient() })
 	trusted := s.cluster.trust.current()
 	conn := &session{
-		cluster: s.cluster, address: s.Address, transient: transient, trusted: trusted,
+		server: s, transient: transient, trusted: trusted,
 		conn: kmipwire.Client(raw, s.cluster.trust.tls(trusted, s.Server), s.cluster.timeouts),
 	}
 	if err := conn.conn.Handshake(ctx); err != nil {
