@@ -20,10 +20,11 @@ type server struct {
 
 	mu       sync.Mutex
 	idle     []*session  // the one used last comes last
+	reaper   *time.Timer // closes those that nobody uses; nil while there are none
 	failed   int         // how often in a row it did not answer
 	resume   time.Time   // until when it is asked last
 	answered time.Time   // when it last did
-	probe    *time.Timer // asks it in the background at that time; nil while all is well
+	probe    *time.Timer // asks it in the background at that time; nil while all is well, or nothing is kept
 }
 
 const (
@@ -149,7 +150,24 @@ func (s *server) keep(conn *session) bool {
 	conn.conn.Forget()
 	conn.used = time.Now()
 	s.idle = append(s.idle, conn)
+	if s.reaper == nil {
+		s.reaper = time.AfterFunc(idleTime, s.reap)
+	}
 	return true
+}
+
+// reap closes the connections that were kept for too long, and comes back for the others.
+func (s *server) reap() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.idle) > 0 && time.Since(s.idle[0].used) >= idleTime {
+		s.idle[0].conn.Close()
+		s.idle = s.idle[1:]
+	}
+	s.reaper = nil
+	if len(s.idle) > 0 {
+		s.reaper = time.AfterFunc(idleTime-time.Since(s.idle[0].used), s.reap)
+	}
 }
 
 // noteFailure is for work that ended with an error, or nil. That a caller gave up is no
@@ -180,21 +198,30 @@ func (s *server) rest() {
 	s.probe = time.AfterFunc(rest, s.tryAgain)
 }
 
+// noteAnswer is for one message: the server is not silent.
+func (s *server) noteAnswer() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = time.Now()
+}
+
+// noteSuccess is for work that the server has answered to the end.
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume, s.answered = 0, time.Time{}, time.Now()
+	s.failed, s.resume = 0, time.Time{}
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil
 	}
 }
 
-// rests tells whether the server is better asked last.
+// rests tells whether the server is better asked last: for a while, and until the one who
+// looks after it has found it well.
 func (s *server) rests(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return now.Before(s.resume)
+	return s.probe != nil || now.Before(s.resume)
 }
 
 // tryAgain connects to a server that has failed, so that nobody has to wait for it who
@@ -206,7 +233,10 @@ func (s *server) tryAgain() {
 	switch {
 	case err == nil:
 		s.done(ctx, conn, nil)
-	case ctx.Err() != nil && s.cluster.kept.Err() == nil: // it was silent to the end
+	case s.cluster.kept.Err() != nil:
+	case ctx.Err() == nil && s.cluster.diagnose(s.Address, err).answered:
+		s.noteSuccess()
+	default:
 		s.rest()
 	}
 }
@@ -216,6 +246,9 @@ func (s *server) close() {
 	defer s.mu.Unlock()
 	if s.probe != nil {
 		s.probe.Stop()
+	}
+	if s.reaper != nil {
+		s.reaper.Stop()
 	}
 	for _, conn := range s.idle {
 		conn.conn.Close()
@@ -234,7 +267,7 @@ func (s *server) connect(ctx context.Context) (_ *session, err error) {
 	_, transient := raw.(interface{ Transient() })
 	trusted := s.cluster.trust.current()
 	conn := &session{
-		cluster: s.cluster, address: s.Address, transient: transient, trusted: trusted,
+		server: s, transient: transient, trusted: trusted,
 		conn: kmipwire.Client(raw, s.cluster.trust.tls(trusted, s.Server), s.cluster.timeouts),
 	}
 	if err := conn.conn.Handshake(ctx); err != nil {

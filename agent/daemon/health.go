@@ -222,7 +222,7 @@ func canaryOf(address, id string, checks []kek.KeyCheck) (result, problem string
 func keyManager(alias string, s kek.ServerStatus) api.KeyManager {
 	k := api.KeyManager{
 		Alias: alias, Address: s.Address, State: string(s.State), Version: s.Version,
-		LatencyMs: float64(s.Latency.Microseconds()) / 1000,
+		TLS: s.TLS, Vendor: s.Vendor, LatencyMs: float64(s.Latency.Microseconds()) / 1000,
 	}
 	if s.Err != nil {
 		k.Problem = s.Err.Error()
