@@ -129,15 +129,3 @@ func keyResult(f *fault) KeyResult {
 	}
 	return KeyUnreachable
 }
-
-// ErrCanary means that no key manager of a cluster gives a key that it should.
-var ErrCanary = errors.New("no key manager gives the key that it is tried with")
-
-// Canary tries the key managers of the cluster with a key that they have: that they answer
-// does not prove that keys can be had. ErrNotFound if there is no key to try.
-func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
-	if id, err = c.AnyKey(ctx); err != nil {
-		return "", nil, err
-	}
-	return id, c.Check(ctx, id), nil
-}

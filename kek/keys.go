@@ -26,35 +26,13 @@ const locatePage = 1000
 // except of those that are destroyed. The first that answers is asked.
 func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 	list := func(ctx context.Context, s *session) ([]KeyInfo, error) {
-		ids, err := s.locateAll(ctx)
+		ids, err := s.locateAll(ctx, kekAttributes())
 		if err != nil {
 			return nil, err
 		}
 		return s.describeAll(ctx, ids)
 	}
 	return ask(ctx, c, list, func([]KeyInfo) {})
-}
-
-// fewKeys is of how many keys AnyKey takes one: some can be expired.
-const fewKeys = 16
-
-// AnyKey gives the ID of an active key that the cluster has for this client, always the
-// same where the key managers keep their order. ErrNotFound if there is none.
-func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
-	find := func(ctx context.Context, s *session) (string, error) {
-		active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
-		ids, _, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: fewKeys, Attribute: append(kekAttributes(), active)})
-		if err != nil {
-			return "", err
-		}
-		for _, id := range ids {
-			if state, err := s.state(ctx, id); state == Active || !isAnswer(err) {
-				return id, err
-			}
-		}
-		return "", fmt.Errorf("%w that is active", ErrNotFound)
-	}
-	return ask(ctx, c, find, func(string) {})
 }
 
 // Revoke takes a key out of use: nothing more can be wrapped under it, and what is can
@@ -147,10 +125,10 @@ func kekAttributes() []kmipwire.Attribute {
 	}
 }
 
-// locateAll finds all keys that can be KEKs. From a server that can't give them part by
+// locateAll finds all keys that have the attributes. From a server that can't give them part by
 // part, since that came with KMIP 1.3 or it heeds no offset, it takes what it gives at once.
-func (s *session) locateAll(ctx context.Context) (all []string, err error) {
-	whole := kmipwire.LocateRequest{Attribute: kekAttributes()}
+func (s *session) locateAll(ctx context.Context, attributes []kmipwire.Attribute) (all []string, err error) {
+	whole := kmipwire.LocateRequest{Attribute: attributes}
 	if s.version.ProtocolVersionMinor < 3 {
 		all, _, err = s.locateKeys(ctx, whole)
 		return all, err

@@ -74,7 +74,7 @@ func lifeOfKeys(t *testing.T, c *Cluster, gone error) string {
 	for range 2 { // the second time there is nothing to do
 		revoke(t, c, first, false)
 	}
-	if id, err := c.AnyKey(t.Context()); id != second || err != nil {
+	if id, _, err := c.Canary(t.Context()); id != second || err != nil {
 		t.Errorf("any key: %q, %v", id, err)
 	}
 	revoke(t, c, second, true)
@@ -164,7 +164,7 @@ func TestExpired(t *testing.T) {
 		"dates to come":          {kmipwire.AttrDeactivationDate, time.Now().Add(time.Hour), Active},
 		"date that says nothing": {kmipwire.AttrInitialDate, time.Now().Add(-time.Hour), Active},
 	} {
-		// Its key has no name, by which AnyKey does not look for it either.
+		// Its key has no name, by which Canary does not look for it either.
 		c := startFake(t, &fake{names: []string{""}, edit: item(kmip14.OperationGetAttributes, func(i *kmipwire.ResponseBatchItem) {
 			resp := i.ResponsePayload.(*kmipwire.GetAttributesResponse)
 			resp.Attribute = append(resp.Attribute, kmipwire.Attribute{AttributeName: test.attribute, AttributeValue: test.at})
@@ -178,7 +178,7 @@ func TestExpired(t *testing.T) {
 		}
 		key.Destroy()
 		expect(t, c.Destroy(t.Context(), "7"), ErrInUse)
-		if _, err := c.AnyKey(t.Context()); (err == nil) != (test.want == Active) {
+		if _, _, err := c.Canary(t.Context()); (err == nil) != (test.want == Active) {
 			t.Errorf("%s: any key: %v", name, err)
 		}
 	}

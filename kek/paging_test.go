@@ -85,7 +85,7 @@ func TestListQuirks(t *testing.T) {
 				resp.BatchItem[0].ResponsePayload = out
 			}
 			c := startFake(t, f)
-			ids, err := ask(t.Context(), c, func(ctx context.Context, s *session) ([]string, error) { return s.locateAll(ctx) }, func([]string) {})
+			ids, err := ask(t.Context(), c, func(ctx context.Context, s *session) ([]string, error) { return s.locateAll(ctx, kekAttributes()) }, func([]string) {})
 			if err != nil || len(answers) > 0 || len(ids) != test.want || len(slices.Compact(slices.Sorted(slices.Values(ids)))) != test.want {
 				t.Errorf("%d keys, %v; %d answers are left", len(ids), err, len(answers))
 			}

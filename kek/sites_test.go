@@ -79,6 +79,30 @@ func TestOwnSiteIsAskedFirst(t *testing.T) {
 	})
 }
 
+// TestHostIsGone: a connection that was kept does not make a host that is gone pass for a key
+// manager that is slow.
+func TestHostIsGone(t *testing.T) {
+	a, b := netns.New(t), netns.New(t)
+	link := netns.Connect(t, a, b, "10.78.0.1/24", "10.78.0.2/24")
+	home := newHome(t)
+	id := makeKey(t, home)
+	config := configOf(home)
+	config.ConnectTimeout = time.Second
+	config.Servers = []Server{{Address: serveAt(t, a, home, "10.78.0.1:0"), ServerName: "localhost"}}
+	c := openConfig(t, config, func(ctx context.Context, address string) (conn net.Conn, err error) {
+		b.Do(func() { conn, err = tcp(config.ConnectTimeout)(ctx, address) })
+		return conn, err
+	})
+	checkFetch(t, c, id)
+	link.Cut()
+	begun := time.Now()
+	_, err := c.Get(t.Context(), id)
+	expect(t, err, ErrUnavailable)
+	if took := time.Since(begun); took > defaultTimeout/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // openSite opens a cluster for a host at site b, all of whose servers but the last are
 // there.
 func openSite(t *testing.T, n *netns.Namespace, home kms.Home, addresses ...string) *Cluster {

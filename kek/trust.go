@@ -342,7 +342,7 @@ func Shown(ctx context.Context, s Server, dial DialFunc) (*x509.Certificate, err
 	ctx, cancel := context.WithTimeout(ctx, kmipwire.DefaultTimeouts.Handshake)
 	defer cancel()
 	if dial == nil {
-		dial = dialTCP
+		dial = tcp(defaultConnectTimeout)
 	}
 	raw, err := dial(ctx, s.Address)
 	if err != nil {
