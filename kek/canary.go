@@ -22,22 +22,22 @@ const fewKeys = 16
 // others have, it is that one, so that a replica that lags is found. ErrNotFound if there is
 // no key to try.
 func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
-	lists, err := c.activeKeys(ctx)
+	lists, gone, err := c.activeKeys(ctx)
 	if err != nil {
 		return "", nil, err
 	}
 	candidates := unlike(lists)
 	for _, id := range candidates[:min(len(candidates), fewKeys)] {
-		if checks := c.Check(ctx, id); !isInactive(checks) {
+		if checks := c.check(ctx, id, gone); !isInactive(checks) {
 			return id, checks, ctx.Err()
 		}
 	}
 	return "", nil, fmt.Errorf("alias %q: %w that is active", c.alias, ErrNotFound)
 }
 
-// activeKeys gives the IDs of the active keys at each key manager that tells them. The error
-// is that none does.
-func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, err error) {
+// activeKeys gives the IDs of the active keys at each key manager that tells them, and why
+// the others need not be asked for one of these. The error is that none tells them.
+func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, gone map[int]*fault, err error) {
 	ids, faults := make([][]string, len(c.servers)), make([]*fault, len(c.servers))
 	c.ownFirst(func(i int) {
 		var err error
@@ -45,15 +45,19 @@ func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, err error) 
 			faults[i] = c.diagnose(c.servers[i].Address, err)
 		}
 	})
+	gone = map[int]*fault{}
 	for i, f := range faults {
-		if f == nil {
+		switch {
+		case f == nil:
 			lists = append(lists, ids[i])
+		case f.isGone():
+			gone[i] = f
 		}
 	}
 	if len(lists) == 0 {
-		return nil, c.explain(ctx, faults...)
+		return nil, nil, c.explain(ctx, faults...)
 	}
-	return lists, nil
+	return lists, gone, nil
 }
 
 func (c *Cluster) activeKeysAt(ctx context.Context, s *server) ([]string, error) {

@@ -47,7 +47,7 @@ func create(t *testing.T, c *Cluster) string {
 func TestLifeOfKeys(t *testing.T) {
 	c := newKMS(t)
 	id := lifeOfKeys(t, c, ErrDestroyed)
-	if got := c.Check(t.Context(), id)[0]; got.Result != KeyMissing || !strings.Contains(got.Detail, "destroyed") {
+	if got := c.check(t.Context(), id, nil)[0]; got.Result != KeyMissing || !strings.Contains(got.Detail, "destroyed") {
 		t.Errorf("%+v", got)
 	}
 	if err := c.Destroy(t.Context(), id); err != nil {
@@ -79,7 +79,7 @@ func lifeOfKeys(t *testing.T, c *Cluster, gone error) string {
 	}
 	revoke(t, c, second, true)
 	expectStates(t, c, map[string]State{first: Deactivated, second: Compromised})
-	if got := c.Check(t.Context(), first)[0]; got.Result != KeyInactive || !strings.Contains(got.Detail, "deactivated") {
+	if got := c.check(t.Context(), first, nil)[0]; got.Result != KeyInactive || !strings.Contains(got.Detail, "deactivated") {
 		t.Errorf("%+v", got)
 	}
 	checkRefused(t, c, first)

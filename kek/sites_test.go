@@ -54,7 +54,7 @@ func TestOwnSiteIsAskedFirst(t *testing.T) {
 		r.Proxies[1].Set(faultproxy.Delay(time.Second))
 		ask := map[string]func() int{
 			"Status":          func() int { return len(c.Status(r.t.Context())) },
-			"Check":           func() int { return len(c.Check(r.t.Context(), id)) },
+			"check":           func() int { return len(c.check(r.t.Context(), id, nil)) },
 			"StatusElsewhere": func() int { return len(c.StatusHere(r.t.Context())) + len(c.StatusElsewhere(r.t.Context())) },
 		}
 		for name, do := range ask {

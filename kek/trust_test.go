@@ -184,10 +184,10 @@ func wantState(t *testing.T, c *Cluster, want ServerState, says ...string) {
 	}
 }
 
-// wantUnreachable checks what Check and Survey say of a key at the one server.
+// wantUnreachable checks what check and Survey say of a key at the one server.
 func wantUnreachable(t *testing.T, c *Cluster, says ...string) {
 	t.Helper()
-	checks := c.Check(t.Context(), "7")
+	checks := c.check(t.Context(), "7", nil)
 	c.Survey(t.Context(), []string{"7", "8"}, func(_ string, _ int, check KeyCheck, _ *Key) { checks = append(checks, check) })
 	for _, check := range checks {
 		if check.Result != KeyUnreachable {
