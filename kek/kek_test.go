@@ -389,7 +389,9 @@ func TestServerMustProveWhoItIs(t *testing.T) {
 		pki.CA = pykmip.NewPKI(t).CA
 		checkUnavailable(t, open(t, pki, f.address), StateUntrusted)
 	})
-	dial := func(ctx context.Context, _ string) (net.Conn, error) { return tcp(defaultConnectTimeout)(ctx, f.address) }
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		return tcp(defaultConnectTimeout)(ctx, f.address)
+	}
 	for address, want := range map[string]error{
 		"localhost:5696":       nil,
 		"127.0.0.1:1":          nil,
