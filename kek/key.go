@@ -22,7 +22,7 @@ const (
 
 // Key is a key-encryption key in memory.
 type Key struct {
-	ID       string         // its KMIP Unique Identifier
+	ID       string         // its KMIP Unique Identifier, as the key manager spells it
 	State    State          // as the key manager had it when the key was fetched
 	Material *secret.Buffer // 32 bytes
 }
@@ -73,12 +73,12 @@ func (s *session) get(ctx context.Context, id string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get key %q: %w", id, s.clarify(ctx, id, err))
 	}
-	state, err := s.state(ctx, id)
+	own, state, err := s.identify(ctx, id)
 	if err != nil {
 		material.Destroy()
 		return nil, fmt.Errorf("get state of key %q: %w", id, err)
 	}
-	return &Key{ID: id, State: state, Material: material}, nil
+	return &Key{ID: own, State: state, Material: material}, nil
 }
 
 // clarify asks for the state of a key that a server has refused to give, since
@@ -144,15 +144,34 @@ func checkKey(resp *kmipwire.GetResponse) error {
 // state asks for the state of a key. The error wraps ErrDestroyed when that is
 // its state.
 func (s *session) state(ctx context.Context, id string) (State, error) {
-	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: stateAttributes}
+	_, state, err := s.identify(ctx, id)
+	return state, err
+}
+
+// identify asks for the state of a key, and for the Unique Identifier that it is listed
+// by: some servers take 07 for 7, and then answer as if that was its name.
+func (s *session) identify(ctx context.Context, id string) (own string, _ State, err error) {
+	req := kmipwire.GetAttributesRequest{
+		UniqueIdentifier: id, AttributeName: append([]string{kmipwire.AttrUniqueIdentifier}, stateAttributes...),
+	}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return stateOf(resp.Attribute)
+	own = id
+	for _, a := range resp.Attribute {
+		if text, isText := a.AttributeValue.(string); isText && a.AttributeName == kmipwire.AttrUniqueIdentifier {
+			own = text
+		}
+	}
+	if err := checkID(own); err != nil {
+		return "", "", fmt.Errorf("%w: %w", errProtocol, err)
+	}
+	state, err := stateOf(resp.Attribute)
+	return own, state, err
 }
 
 // stateAttributes are those that tell what a key may be used for.

@@ -63,14 +63,17 @@ func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error
 }
 
 // Destroy has the bytes of a key deleted, for ever. It succeeds for a key that is
-// destroyed already. ErrInUse: the key is active.
+// destroyed already. ErrInUse: the key is active. ErrNotFound: the key manager has it under
+// another spelling of id, which nobody who names the key has in mind.
 func (c *Cluster) Destroy(ctx context.Context, id string) error {
 	return c.change(ctx, id, func(ctx context.Context, s *session) error {
-		switch state, err := s.state(ctx, id); {
+		switch own, state, err := s.identify(ctx, id); {
 		case errors.Is(err, ErrDestroyed):
 			return nil
 		case err != nil:
 			return fmt.Errorf("get state of key %q: %w", id, err)
+		case own != id:
+			return fmt.Errorf("destroy key %q: %w by this name: it calls the key %q", id, ErrNotFound, own)
 		case state == Active, state == Expired:
 			return fmt.Errorf("destroy key %q: %w", id, ErrInUse)
 		}

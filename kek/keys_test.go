@@ -84,6 +84,7 @@ func lifeOfKeys(t *testing.T, c *Cluster, gone error) string {
 	}
 	checkRefused(t, c, first)
 
+	checkSpelling(t, c, second)
 	for i, id := range []string{first, second} {
 		if err := c.Destroy(t.Context(), id); err != nil {
 			t.Error(err)
@@ -134,6 +135,26 @@ func checkFound(t *testing.T, c *Cluster, id string) {
 	defer found.Destroy()
 	if found.ID != id || !found.Material.Equal(key.Material) {
 		t.Errorf("by its name key %s is %s", id, found.ID)
+	}
+}
+
+// checkSpelling: some key managers find key 7 as 07, too. Who asks for what 07 is needed for
+// learns nothing of 7, so that it is not destroyed by that name, nor is anything wrapped
+// under it.
+func checkSpelling(t *testing.T, c *Cluster, id string) {
+	t.Helper()
+	for _, other := range []string{"0" + id, id + " ", strings.ToUpper(id)} {
+		if other == id {
+			continue
+		}
+		if err := c.Destroy(t.Context(), other); !errors.Is(err, ErrNotFound) {
+			t.Errorf("destroy %q: %v", other, err)
+		}
+		key, err := c.Get(t.Context(), other)
+		if err == nil && key.ID != id {
+			t.Errorf("key %q is %q", id, key.ID)
+		}
+		key.Destroy()
 	}
 }
 
