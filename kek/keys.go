@@ -35,6 +35,21 @@ func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 	return ask(ctx, c, list, func([]KeyInfo) {})
 }
 
+// KeyState tells where a key is in its life, as the first key manager has it that knows it.
+// The error wraps ErrDestroyed at the end of it.
+func (c *Cluster) KeyState(ctx context.Context, id string) (State, error) {
+	if err := checkID(id); err != nil {
+		return "", fmt.Errorf("alias %q: %w: %w", c.alias, ErrNotFound, err)
+	}
+	return ask(ctx, c, func(ctx context.Context, s *session) (State, error) {
+		state, err := s.state(ctx, id)
+		if err != nil {
+			err = fmt.Errorf("get state of key %q: %w", id, err)
+		}
+		return state, err
+	}, func(State) {})
+}
+
 // Revoke takes a key out of use: nothing more can be wrapped under it, and what is can
 // still be unwrapped. Compromised says that others may know it. It succeeds for a key
 // that is revoked already. ErrDestroyed: it is destroyed, which some servers call ErrNotFound.

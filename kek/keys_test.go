@@ -86,11 +86,16 @@ func lifeOfKeys(t *testing.T, c *Cluster, gone error) string {
 
 	checkSpelling(t, c, second)
 	for i, id := range []string{first, second} {
+		if state, err := c.KeyState(t.Context(), id); err != nil || state != []State{Deactivated, Compromised}[i] {
+			t.Errorf("state %s, %v", state, err)
+		}
 		if err := c.Destroy(t.Context(), id); err != nil {
 			t.Error(err)
 		}
+		_, err := c.KeyState(t.Context(), id)
+		expect(t, err, gone)
 		expectStates(t, c, []map[string]State{{second: Compromised}, {}}[i])
-		_, err := c.Get(t.Context(), id)
+		_, err = c.Get(t.Context(), id)
 		expect(t, err, gone)
 		expect(t, c.Revoke(t.Context(), id, false), gone)
 	}

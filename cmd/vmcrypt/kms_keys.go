@@ -226,8 +226,16 @@ var errNeeded = errors.New("the key is needed")
 
 func destroyKey(w *keyWork) error {
 	id := w.Args().First()
+	// Its state comes first: while its uses are looked for, one that is active gets new ones.
+	state, err := w.cluster.KeyState(w.Context.Context, id)
+	if err != nil && !errors.Is(err, kek.ErrDestroyed) {
+		return err
+	}
 	if err := w.checkUnneeded(w.Context.Context, id); err != nil {
 		return err
+	}
+	if state == kek.Active {
+		return fmt.Errorf("destroy key %q: %w", id, kek.ErrInUse)
 	}
 	if !w.Bool("yes") {
 		return usageError{fmt.Errorf("destroying key %s loses all that is encrypted under it, on any host: if nothing is, add --yes", id)}
