@@ -44,6 +44,8 @@ type scan struct {
 	// links, if set, hears of each symbolic link behind which VMs may lie that are not looked
 	// at, with the reason.
 	links func(problem string)
+	// copies, if set, hears of each file that by its name may be a copy of a descriptor.
+	copies func(path string)
 
 	files, descriptors, text int   // how many there may still be
 	leftOut                  error // why something was
@@ -87,7 +89,7 @@ func (s *scan) entry(ctx context.Context, folder *os.File, entry fs.DirEntry, de
 		return fmt.Errorf("%w: %d files and folders", ErrLimit, maxFiles)
 	case entry.IsDir():
 		return s.enter(ctx, folder, entry.Name(), depth+1)
-	case entry.Type().IsRegular() && strings.EqualFold(filepath.Ext(entry.Name()), ".vmx"):
+	case entry.Type().IsRegular() && (isDescriptor(entry.Name()) || s.copies != nil && isCopy(entry.Name())):
 		return s.look(filepath.Join(folder.Name(), entry.Name()), entry)
 	case entry.Type()&fs.ModeSymlink != 0 && s.links != nil:
 		s.follow(filepath.Join(folder.Name(), entry.Name()))
@@ -163,14 +165,27 @@ func openFolder(parent *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// look opens a descriptor.
+// isCopy tells by a file's name whether it may be what somebody has left of a descriptor, as
+// in vm.vmx.bak.
+func isCopy(name string) bool {
+	return strings.Contains(strings.ToLower(name), ".vmx") && !strings.HasSuffix(name, lockSuffix)
+}
+
+// look opens a descriptor, or tells of a copy of one.
 func (s *scan) look(path string, entry fs.DirEntry) error {
 	info, err := entry.Info()
-	if err != nil {
-		return nil //nolint:nilerr // it has just been removed
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it has just been removed
+		return nil
+	case err != nil:
+		return s.see(path, nil, err)
 	}
 	if err := s.count(info.Size()); err != nil {
 		return err
+	}
+	if !isDescriptor(path) {
+		s.copies(path)
+		return nil
 	}
 	t, err := OpenBeneath(s.datastores, path)
 	return s.see(path, t, err)

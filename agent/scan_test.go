@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -188,3 +189,26 @@ func TestScanTellsOfWhatItCannotRead(t *testing.T) {
 		}
 	}
 }
+
+// TestScanTellsOfWhatItCannotLookAt: in a folder that lists its files and shows nothing more
+// of them, there may be any VM. One that is gone is none.
+func TestScanTellsOfWhatItCannotLookAt(t *testing.T) {
+	for err, told := range map[error]bool{fs.ErrPermission: true, fs.ErrNotExist: false} {
+		var seen error
+		s := newScan(nil, func(_ string, _ *Target, err error) error {
+			seen = err
+			return nil
+		})
+		if got := s.look("/vms/vm.vmx", hidden{err: err}); got != nil || told != errors.Is(seen, err) {
+			t.Errorf("%v: %v, %v", err, seen, got)
+		}
+	}
+}
+
+// hidden is an entry of a folder that can't be looked at.
+type hidden struct {
+	fs.DirEntry
+	err error
+}
+
+func (h hidden) Info() (fs.FileInfo, error) { return nil, h.err }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -421,10 +422,12 @@ func TestKeysOfTheKeyManager(t *testing.T) {
 	smallImage(t, other)
 	h.fails(exitKey, []string{"not active"}, "encrypt", other, "--kek", id)
 	h.keepsNeeded(id, path)
+	descriptor := read(t, path+".vmx")
 	if r := h.run("decrypt", path); r.code != exitDone || !strings.Contains(r.stderr, id) || !strings.Contains(r.stderr, "deactivated") {
 		t.Errorf("no warning of a key that is revoked: %+v", r)
 	}
 	h.keepsUnseen(id, datastore)
+	h.keepsCopies(id, path, descriptor)
 	h.ok("kms", "destroy-key", id, "--yes")
 	if list := parseJSON[keyList](t, h.ok("kms", "list-keys", "--json")); len(list.Keys) != 0 {
 		t.Errorf("%+v", list)
@@ -478,4 +481,20 @@ func (h *home) keepsUnseen(id, datastore string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// keepsCopies: nor is one that a descriptor needs that somebody keeps under another name.
+// The VM's other files need none, whatever their names.
+func (h *home) keepsCopies(id, path string, descriptor []byte) {
+	for _, name := range []string{path + ".vmx.bak", path + ".VMX~", filepath.Join(filepath.Dir(path), ".vm.vmx.x.vmcrypt-tmp")} {
+		write(h.t, name, descriptor)
+		h.fails(exitFailure, []string{name}, "kms", "destroy-key", id, "--yes")
+		write(h.t, name, bytes.Replace(descriptor, []byte("recipient0.kekID"), []byte("recipient0.keyID"), 1))
+		h.fails(exitFailure, []string{"not all VMs were looked at", name}, "kms", "destroy-key", id, "--yes")
+		if err := os.Remove(name); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	write(h.t, path+".vmxf", []byte("<?xml version=\"1.0\"?>\n<Foundry/>\n"))
+	write(h.t, path+".vmx.gz", []byte("\x1f\x8b\x00"))
 }
