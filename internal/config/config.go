@@ -200,7 +200,7 @@ func (c *Config) check() *keyError {
 			return err
 		}
 		for _, s := range c.Aliases[name].Servers {
-			if s.VM != "" && !isDescriptor(s.VM) && uuid.Validate(s.VM) != nil {
+			if _, err := parseUUID(s.VM); s.VM != "" && !isDescriptor(s.VM) && err != nil {
 				return wrong(fmt.Sprintf("vm: %q is neither a UUID nor the path of a .vmx", s.VM), "aliases", name, "servers")
 			}
 		}
@@ -260,6 +260,14 @@ func isAlias(name string) bool {
 // isDescriptor tells a VM's descriptor from its UUID.
 func isDescriptor(vm string) bool { return strings.EqualFold(filepath.Ext(vm), ".vmx") }
 
+// parseUUID reads a UUID as libvirt or VMware's descriptors write it, or in braces, or as a
+// URN (RFC 9562), and gives it as libvirt does.
+func parseUUID(text string) (string, error) {
+	digits := strings.TrimPrefix(strings.ToLower(text), "urn:uuid:")
+	id, err := uuid.Parse(strings.NewReplacer(" ", "", "-", "", "{", "", "}", "").Replace(digits))
+	return id.String(), err
+}
+
 func (c *Config) resolve(dir string) {
 	for i, folder := range c.Datastores {
 		if !filepath.IsAbs(folder) {
@@ -278,12 +286,22 @@ func (c *Config) resolve(dir string) {
 			}
 		}
 		for i, s := range k.Servers {
-			if isDescriptor(s.VM) && !filepath.IsAbs(s.VM) {
-				k.Servers[i].VM = filepath.Join(dir, s.VM)
-			}
+			k.Servers[i].VM = resolveVM(dir, s.VM)
 		}
 		c.Aliases[name] = k
 	}
+}
+
+// resolveVM gives the one spelling of a VM's UUID, or the absolute path of its descriptor.
+func resolveVM(dir, vm string) string {
+	id, err := parseUUID(vm)
+	switch {
+	case err == nil && !isDescriptor(vm):
+		return id
+	case isDescriptor(vm) && !filepath.IsAbs(vm):
+		return filepath.Join(dir, vm)
+	}
+	return vm
 }
 
 var unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type .*$`)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -128,6 +129,37 @@ func TestSomeAddressesAreForThisHostOnly(t *testing.T) {
 			if good != (err == nil) || err != nil && !strings.HasPrefix(err.Error(), path+":3: "+key+": ") {
 				t.Errorf("%s %s: %v", key, address, err)
 			}
+		}
+	}
+}
+
+// TestVMsOfKeyManagers: a UUID is one in each of its usual spellings, of which one remains.
+func TestVMsOfKeyManagers(t *testing.T) {
+	const id = "564d0b11-2233-4455-6677-8899aabbccdd"
+	for text, want := range map[string]string{
+		id:                                      id,
+		"564D0B11-2233-4455-6677-8899AABBCCDD":  id,
+		"564d0b11223344556677" + "8899aabbccdd": id,
+		"{" + id + "}":                          id,
+		"urn:uuid:" + id:                        id,
+		"56 4d 0b 11 22 33 44 55-66 77 88 99 aa bb cc dd": id, // as in a descriptor
+		"/vms/kms.vmx":     "/vms/kms.vmx",
+		"":                 "",
+		"564d0b11":         "neither",
+		"/vms/kms.img":     "neither",
+		id + id:            "neither",
+		"urn:uuid:" + "00": "neither",
+	} {
+		c, err := Load(write(t, fmt.Sprintf("aliases:\n  a: {servers: [{address: x, vm: %q}]}\n", text)))
+		switch {
+		case want == "neither":
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: %v", text, err)
+			}
+		case err != nil:
+			t.Errorf("%q: %v", text, err)
+		case c.Aliases["a"].Servers[0].VM != want:
+			t.Errorf("%q became %q", text, c.Aliases["a"].Servers[0].VM)
 		}
 	}
 }
