@@ -91,7 +91,7 @@ func (h *Host) findVMs(ctx context.Context, also *Target) (map[string]*Target, e
 		}
 		_ = Scan(ctx, h.Datastores, root, func(_ string, t *Target, err error) error { // as far as it can be read
 			for name := range byUUID {
-				if err == nil && t.isVM(name) {
+				if err == nil && t.isVM(name) && (found[name] == nil || found[name].Plain()) { // a copy may be encrypted
 					found[name] = t
 				}
 			}

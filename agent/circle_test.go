@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vmcrypt/vmcrypt/image"
+	"github.com/vmcrypt/vmcrypt/vmx"
 )
 
 // TestCircles: which VMs could be unlocked, one after the other, if all were locked.
@@ -80,6 +81,26 @@ func TestKeyManagerByUUID(t *testing.T) {
 		c, err := h.newCircles(context.WithoutCancel(t.Context()), nil)
 		if err != nil || len(c.needs) != 1 || c.vms["k"][0] != at("kms.vmx") {
 			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+}
+
+// TestKeyManagerThatWasCopied: of the plain VM that an encrypted copy was made of, there
+// may be the files still. The copy is what counts, whichever is found last.
+func TestKeyManagerThatWasCopied(t *testing.T) {
+	target, change := encryptedTarget(t)
+	const id = "564d0b11-2233-4455-6677-8899aabbccdd"
+	change(func(f *vmx.File) error { return f.Set("uuid.bios", id) })
+	text := "uuid.bios = \"" + id + "\"\nscsi0:0.fileName = \"a.img\"\n"
+	encrypted, plain := filepath.Dir(target.Descriptor), t.TempDir()
+	if err := os.WriteFile(filepath.Join(plain, "vm.vmx"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, datastores := range [][]string{{encrypted, plain}, {plain, encrypted}} {
+		h := &Host{Datastores: datastores, KeyManagerVMs: map[string][]string{"prod": {id}}}
+		all, err := h.Circles(t.Context())
+		if err != nil || len(all) != 1 || !strings.Contains(all[0], target.Descriptor) {
+			t.Errorf("%q, %v", all, err)
 		}
 	}
 }
