@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vmcrypt/vmcrypt/internal/config"
@@ -147,10 +148,12 @@ func publish(path string, data []byte, perm fs.FileMode) error {
 // importCertificate puts a certificate and its key into place. If it is interrupted, it can
 // be done again: the key that was made for the certificate goes last.
 func (t *trusting) importCertificate() (*trustReport, error) {
-	cert, err := readPEM(t.c.String("cert"))
+	text, err := readPEM(t.c.String("cert"))
 	if err != nil {
 		return nil, err
 	}
+	defer secret.Wipe(text) // the key may be in it, too
+	cert := certificatesIn(text)
 	key, leaf, err := t.keyOf(cert)
 	if err != nil {
 		return nil, err
@@ -203,8 +206,11 @@ func (t *trusting) keyOf(cert []byte) ([]byte, *x509.Certificate, error) {
 func (t *trusting) putPair(cert, key []byte) (wrote []string, changed bool, err error) {
 	keyFile, keySetting := t.file("clientKey", ".key")
 	certFile, certSetting := t.file("clientCert", ".pem")
+	if err := keepFromOthers(keyFile); err != nil {
+		return nil, false, err
+	}
 	if certFile == keyFile {
-		cert = append(append([]byte(nil), cert...), key...)
+		cert = slices.Concat(cert, key)
 		defer secret.Wipe(cert)
 	} else if err := put(keyFile, key, 0o600, keySetting == nil); err != nil {
 		return nil, false, err
@@ -214,4 +220,28 @@ func (t *trusting) putPair(cert, key []byte) (wrote []string, changed bool, err 
 	}
 	settings := append(keySetting, certSetting...)
 	return []string{keyFile, certFile}, len(settings) > 0, config.Set(t.paths.File, t.alias, settings...)
+}
+
+// keepFromOthers has only the owner and the group of a file, if it is there, read what is
+// going to replace it.
+func keepFromOthers(path string) error {
+	const others = 0o007
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&others == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(path, info.Mode()&^others)
+}
+
+// certificatesIn leaves out of PEM what is no certificate, such as a key.
+func certificatesIn(text []byte) (certs []byte) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			certs = append(certs, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
+		}
+	}
+	return certs
 }

@@ -129,6 +129,40 @@ func TestTrustByImport(t *testing.T) {
 	}
 }
 
+// TestTrustKeepsKeysSecret: whatever modes the files had, and though somebody has the key in
+// one file with its certificate, nobody else can read a key.
+func TestTrustKeepsKeysSecret(t *testing.T) {
+	t.Parallel()
+	manager, dir := newHome(t), t.TempDir()
+	manager.ok("kms", "client", "add", "host2", "--out", dir)
+	address, both := manager.serveKMS(), filepath.Join(dir, "both.pem")
+	write(t, both, append(read(t, filepath.Join(dir, "host2.pem")), read(t, filepath.Join(dir, "host2.key"))...))
+	for config, keyMode := range map[string]os.FileMode{
+		"    clientCert: old.pem\n    clientKey: old.key\n": 0o640, // whose group is meant to read it
+		"    clientCert: old.pem\n    clientKey: old.pem\n": 0o640,
+		"": 0o600,
+	} {
+		h := stranger(t, address)
+		write(t, h.at("config.yaml"), append(read(t, h.at("config.yaml")), []byte(config)...))
+		for _, name := range []string{"old.pem", "old.key"} {
+			write(t, h.at(name), []byte("the former\n"))
+			if err := os.Chmod(h.at(name), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.ok("kms", "trust", "prod", "--ca", filepath.Join(dir, "host2-ca.pem"))
+		h.ok("kms", "trust", "prod", "--cert", both, "--key", both)
+		h.ok("kms", "status", "prod")
+		k := h.alias("prod")
+		if k.ClientCert != k.ClientKey && strings.Contains(string(read(t, k.ClientCert)), "PRIVATE") {
+			t.Errorf("%q: the key is in the file of the certificate", config)
+		}
+		if info, err := os.Stat(k.ClientKey); err != nil || info.Mode() != keyMode {
+			t.Errorf("%q: the key has the mode %v, want %v, %v", config, info.Mode(), keyMode, err)
+		}
+	}
+}
+
 // TestTrustByOwnCertificate: it is good for who has it as an authority of clients.
 func TestTrustByOwnCertificate(t *testing.T) {
 	t.Parallel()
