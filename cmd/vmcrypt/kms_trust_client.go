@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -166,12 +167,26 @@ func (t *trusting) importCertificate() (*trustReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(t.pendingFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := t.removePending(key); err != nil {
 		return nil, err
 	}
 	report := t.reportOf(t.showStatus(changed), leaf)
 	report.Wrote = wrote
 	return report, nil
+}
+
+// removePending removes the key that was made for a certificate, if it is this one. Another
+// one's certificate is still to come.
+func (t *trusting) removePending(key []byte) error {
+	pending, err := readPEM(t.pendingFile())
+	defer secret.Wipe(pending)
+	switch {
+	case err == nil && bytes.Equal(pending, key):
+		return os.Remove(t.pendingFile())
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
 }
 
 // keyOf finds the key of a certificate: in the file that is named, or else the one that was

@@ -163,6 +163,23 @@ func TestTrustKeepsKeysSecret(t *testing.T) {
 	}
 }
 
+// TestTrustKeepsTheKeyOfARequest: until the certificate for it has come, whatever other one is
+// used meanwhile.
+func TestTrustKeepsTheKeyOfARequest(t *testing.T) {
+	t.Parallel()
+	manager, dir := newHome(t), t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	h := stranger(t, "127.0.0.1:1")
+	h.ok("kms", "trust", "prod", "--csr", at("host2.csr"))
+	manager.ok("kms", "client", "add", "host3", "--out", dir)
+	h.ok("kms", "trust", "prod", "--cert", at("host3.pem"), "--key", at("host3.key"))
+	manager.ok("kms", "client", "add", "host2", "--csr", at("host2.csr"), "--out", dir)
+	h.ok("kms", "trust", "prod", "--cert", at("host2.pem"))
+	if string(read(t, h.alias("prod").ClientCert)) != string(read(t, at("host2.pem"))) {
+		t.Error("the certificate is not in place")
+	}
+}
+
 // TestTrustByOwnCertificate: it is good for who has it as an authority of clients.
 func TestTrustByOwnCertificate(t *testing.T) {
 	t.Parallel()
