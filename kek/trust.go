@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -322,11 +323,15 @@ func Fingerprint(cert *x509.Certificate) string {
 	return fingerprintPrefix + hex.EncodeToString(sum[:])
 }
 
+// fingerprintLabels stand before the digits.
+var fingerprintLabels = regexp.MustCompile(`^(sha-?256:|sha256 fingerprint=)`)
+
 // ParseFingerprint reads what Fingerprint gives, and what other programs show: in upper
-// case, with colons between the bytes, without the prefix.
+// case, with colons, blanks or dashes between the bytes, without the prefix, or as
+// "openssl x509 -fingerprint" prints it.
 func ParseFingerprint(text string) (string, error) {
-	digits := strings.ToLower(strings.TrimSpace(text))
-	digits = strings.ReplaceAll(strings.TrimPrefix(digits, fingerprintPrefix), ":", "")
+	digits := fingerprintLabels.ReplaceAllString(strings.ToLower(strings.TrimSpace(text)), "")
+	digits = strings.NewReplacer(":", "", " ", "", "-", "").Replace(digits)
 	if _, err := hex.DecodeString(digits); err != nil || len(digits) != fingerprintSize {
 		return "", fmt.Errorf("%.100q is no fingerprint: want %s and %d hex digits", text, fingerprintPrefix, fingerprintSize)
 	}

@@ -514,3 +514,22 @@ func TestAdviceOnRefusedClients(t *testing.T) {
 		t.Errorf("not each refusal has its own advice: %v", seen)
 	}
 }
+
+// TestFingerprintSpellings: as openssl, browsers and Windows show them.
+func TestFingerprintSpellings(t *testing.T) {
+	digits := strings.Repeat("0a", 32)
+	pairs := func(between string) string { return strings.TrimSuffix(strings.Repeat("0A"+between, 32), between) }
+	for _, text := range []string{
+		"sha256:" + digits, digits, strings.ToUpper(digits), pairs(":"), pairs(" "), pairs("-"), " " + digits + "\n",
+		"SHA256:" + pairs(":"), "sha256 Fingerprint=" + pairs(":"), "SHA256 Fingerprint=" + pairs(":"), "SHA-256: " + pairs(" "),
+	} {
+		if got, err := ParseFingerprint(text); err != nil || got != "sha256:"+digits {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "sha256:", digits[2:], digits + "0a", "sha1 Fingerprint=" + pairs(":"), "sha1:" + digits, "sha256:sha256:" + digits} {
+		if got, err := ParseFingerprint(text); err == nil {
+			t.Errorf("%q is %q", text, got)
+		}
+	}
+}
