@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -126,7 +127,7 @@ func (t *trusting) confirm(s kek.Server, cert *x509.Certificate, expected []stri
 		}
 		return fmt.Errorf("key manager %s shows %s, which was not named: nothing is pinned for it", s.Address, shown)
 	}
-	if pinned, err := kek.ParseFingerprint(s.Pin); err == nil && pinned == shown {
+	if pinned, err := kek.ParseFingerprint(cmp.Or(s.Pin, t.kms.Pin)); err == nil && pinned == shown {
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "key manager %s shows\n", plainText(s.Address))

@@ -270,6 +270,18 @@ func TestTrustByPin(t *testing.T) {
 	h.ok("kms", "status", "prod")
 }
 
+// TestTrustByThePinOfAll: what is pinned already is not asked about, for all servers too.
+func TestTrustByThePinOfAll(t *testing.T) {
+	t.Parallel()
+	address := newHome(t).serveKMS()
+	h, pin := stranger(t, address), fingerprintAt(t, address)
+	write(t, h.at("config.yaml"), append(read(t, h.at("config.yaml")), []byte("    pin: "+pin+"\n")...))
+	h.ok("kms", "trust", "prod")
+	if k := h.alias("prod"); k.Pin != "" || k.Servers[0].Pin != pin {
+		t.Errorf("%+v", k)
+	}
+}
+
 // TestTrustAsks: only "yes" is yes, and each certificate is asked about.
 func TestTrustAsks(t *testing.T) {
 	t.Parallel()
@@ -308,6 +320,15 @@ func fingerprintAt(t *testing.T, address string) string {
 		t.Fatal(err)
 	}
 	return kek.Fingerprint(cert)
+}
+
+// TestTrustTellsWhatToWrite where the configuration is not for programs to change.
+func TestTrustTellsWhatToWrite(t *testing.T) {
+	t.Parallel()
+	address, h := newHome(t).serveKMS(), stranger(t)
+	write(t, h.at("config.yaml"), []byte("aliases:\n  old: &old {servers: [{address: \""+address+"\"}]}\n  prod: *old\n"))
+	pin := fingerprintAt(t, address)
+	h.fails(exitFailure, []string{h.at("config.yaml"), `pin: "` + pin + `"`, address}, "kms", "trust", "prod", "--fingerprint", pin)
 }
 
 func TestTrustRefuses(t *testing.T) {

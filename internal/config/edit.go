@@ -36,7 +36,7 @@ func Set(path, alias string, settings ...Setting) error {
 	before := data
 	for _, s := range settings {
 		if data, err = s.apply(data, alias); err != nil {
-			return fmt.Errorf("%s: set %s of %s: %w", path, s.Key, s.where(alias), err)
+			return fmt.Errorf("%s: %w; it should have %s", path, err, inWords(settings, alias))
 		}
 	}
 	if bytes.Equal(before, data) {
@@ -45,11 +45,19 @@ func Set(path, alias string, settings ...Setting) error {
 	return durable.WriteFile(path, data, 0o600)
 }
 
-func (s Setting) where(alias string) string {
-	if s.Server == "" {
-		return alias
+// inWords tells people what to write.
+func inWords(settings []Setting, alias string) string {
+	all := make([]string, len(settings))
+	for i, s := range settings {
+		all[i] = "no " + s.Key
+		if s.Value != "" {
+			all[i] = s.Key + ": " + quoted(s.Value)
+		}
+		if s.Server != "" {
+			all[i] += " at server " + s.Server
+		}
 	}
-	return s.Server + " in " + alias
+	return strings.Join(all, ", ") + " in alias " + alias
 }
 
 // apply makes the setting and checks that it, and nothing else, has changed.
