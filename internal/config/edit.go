@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcrypt/vmcrypt/internal/durable"
 )
@@ -29,6 +32,11 @@ var errByHand = errors.New("it is written in a way that only people can change")
 // Set changes an alias in the configuration at path. All else stays as it is, byte for
 // byte. Either all settings are made or none.
 func Set(path, alias string, settings ...Setting) error {
+	unlock, err := lockFolder(path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	data, err := read(path)
 	if err != nil {
 		return err
@@ -43,6 +51,24 @@ func Set(path, alias string, settings ...Setting) error {
 		return nil
 	}
 	return durable.WriteFile(path, data, 0o600)
+}
+
+// lockFolder keeps others from setting something meanwhile, which would be lost. The file
+// itself can't be locked, since another one takes its place.
+func lockFolder(path string) (unlock func(), err error) {
+	path, err = filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		folder.Close()
+		return nil, fmt.Errorf("lock %s: %w", folder.Name(), err)
+	}
+	return func() { folder.Close() }, nil
 }
 
 // inWords tells people what to write.

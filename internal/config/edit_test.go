@@ -2,9 +2,11 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -120,6 +122,27 @@ func TestSetKeepsLineEndsAndLinks(t *testing.T) {
 	want := "aliases:\r\n  A:\r\n    ca: x\r\n    clientCert: \"c\"\r\n    servers: [{pin: \"p\", address: \"a:1\"}]"
 	if got := text(t, file); got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestSetAtOnce: who sets something at the same time loses nothing.
+func TestSetAtOnce(t *testing.T) {
+	path := write(t, commented)
+	link := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			if err := Set([]string{path, link}[i%2], "A", Setting{"", fmt.Sprintf("key%d", i), "x"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := strings.Count(text(t, path), `: "x"`); n != 20 {
+		t.Errorf("%d of 20 settings remain", n)
 	}
 }
 
