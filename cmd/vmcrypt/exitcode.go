@@ -103,9 +103,30 @@ func exitCode(err error) int {
 	if told := (*api.Error)(nil); errors.As(err, &told) {
 		return told.ExitCode
 	}
+	if errors.Is(err, agent.ErrPreflight) {
+		return preflightCode(err)
+	}
 	for _, c := range codes {
 		if errors.Is(err, c.err) {
 			return c.code
+		}
+	}
+	return exitFailure
+}
+
+// preflightCode is that of the gravest of the reasons why VMs could not be unlocked.
+func preflightCode(err error) int {
+	var reasons interface{ Unwrap() []error }
+	if !errors.As(err, &reasons) {
+		return exitFailure
+	}
+	found := map[int]bool{}
+	for _, reason := range reasons.Unwrap() {
+		found[exitCode(reason)] = true
+	}
+	for _, code := range []int{exitUnfinished, exitTampered, exitKey, exitNoKeyManager} {
+		if found[code] {
+			return code
 		}
 	}
 	return exitFailure

@@ -316,14 +316,19 @@ func (r *replicated) preflightDisks() {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(r.datastore, "third.vmx"), []byte("\n"))
-	r.checkProblems(h, exitTampered, "32768 bytes", "no such file", "names no disk")
+	h.checkProblems(exitTampered, "32768 bytes", "no such file", "names no disk")
+
+	lacks := emptyHome(t).client(r.home, r.datastore, r.lacks)
+	outside := strings.Replace(string(read(t, r.first+".vmx")), `fileName = "first.img"`, `fileName = "/elsewhere/first.img"`, 1)
+	write(t, filepath.Join(r.datastore, "third.vmx"), []byte(outside))
+	lacks.checkProblems(exitTampered, "32768 bytes", "not to be had", "not in a datastore") // the gravest
 
 	missing := filepath.Join(r.datastore, "missing")
 	h.client(r.home, missing, r.right)
 	h.fails(exitFailure, []string{missing}, "preflight")
 }
 
-func (r *replicated) checkProblems(h *home, code int, words ...string) {
+func (h *home) checkProblems(code int, words ...string) {
 	t := h.t
 	out := h.run("preflight", "--json")
 	p := parseJSON[agent.Preflight](t, out.stdout)
