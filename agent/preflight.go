@@ -192,10 +192,11 @@ func (d *DiskVerification) complaints() (all []string) {
 // settle finds out which VMs could be unlocked one after the other, as the key managers
 // come up that run in some of them.
 func (h *Host) settle(flights []*flight) {
+	runners := h.runners(flights)
 	for again := true; again; {
 		again = false
 		for _, f := range flights {
-			if !f.vm.Unlocks && len(f.vm.Problems) == 0 && len(h.lockedIn(f, flights)) == 0 {
+			if !f.vm.Unlocks && len(f.vm.Problems) == 0 && len(h.lockedIn(f, runners)) == 0 {
 				f.vm.Unlocks, again = true, true
 			}
 		}
@@ -204,18 +205,33 @@ func (h *Host) settle(flights []*flight) {
 		if f.vm.Unlocks || len(f.vm.Problems) > 0 {
 			continue
 		}
-		for _, vm := range h.lockedIn(f, flights) {
+		for _, vm := range h.lockedIn(f, runners) {
 			f.blame(fmt.Sprintf("the key managers that have its keys run in VMs that would be locked: %s", vm), kek.ErrUnavailable)
 		}
 	}
 }
 
+// runners are the VMs that run key managers, by what the configuration calls them. They are
+// looked for once, since it takes a look at each VM.
+func (h *Host) runners(flights []*flight) map[string]*flight {
+	found := map[string]*flight{}
+	for _, names := range h.KeyManagerVMs {
+		for _, name := range names {
+			at := slices.IndexFunc(flights, func(f *flight) bool { return name != "" && f.target.isVM(name) })
+			if at >= 0 {
+				found[name] = flights[at]
+			}
+		}
+	}
+	return found
+}
+
 // lockedIn names the VMs, locked so far, that run the key managers without which there
 // are no keys for a VM.
-func (h *Host) lockedIn(f *flight, flights []*flight) (vms []string) {
+func (h *Host) lockedIn(f *flight, runners map[string]*flight) (vms []string) {
 	for i := range f.disks {
 		for _, previous := range []bool{false, true} {
-			vms = append(vms, h.missing(&f.disks[i], previous, flights)...)
+			vms = append(vms, h.missing(&f.disks[i], previous, runners)...)
 		}
 	}
 	slices.Sort(vms)
@@ -223,7 +239,7 @@ func (h *Host) lockedIn(f *flight, flights []*flight) (vms []string) {
 }
 
 // missing is lockedIn for one of the data keys of a disk.
-func (h *Host) missing(d *DiskVerification, previous bool, flights []*flight) (vms []string) {
+func (h *Host) missing(d *DiskVerification, previous bool, runners map[string]*flight) (vms []string) {
 	for _, r := range d.Recipients {
 		if r.Previous != previous {
 			continue
@@ -233,14 +249,14 @@ func (h *Host) missing(d *DiskVerification, previous bool, flights []*flight) (v
 			if !s.unwraps {
 				continue
 			}
-			if i >= len(hosts) || hosts[i] == "" {
+			if i >= len(hosts) {
 				return nil
 			}
-			at := slices.IndexFunc(flights, func(f *flight) bool { return f.target.isVM(hosts[i]) })
-			if at < 0 || flights[at].vm.Unlocks {
+			runner := runners[hosts[i]]
+			if runner == nil || runner.vm.Unlocks {
 				return nil
 			}
-			vms = append(vms, flights[at].vm.Descriptor)
+			vms = append(vms, runner.vm.Descriptor)
 		}
 	}
 	return vms
