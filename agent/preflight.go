@@ -47,25 +47,9 @@ const preflightBatch = 500
 // left of what this host knows.
 func (h *Host) Preflight(ctx context.Context) (*Preflight, error) {
 	p := &Preflight{VMs: []VMPreflight{}, Datastores: []UnreadDatastore{}, Links: []string{}, Circles: []string{}}
-	var targets []*Target
-	for _, root := range h.Datastores {
-		s := newScan(h.Datastores, func(path string, t *Target, err error) error {
-			switch {
-			case err != nil:
-				p.VMs = append(p.VMs, VMPreflight{Name: path, Descriptor: path, Problems: []string{err.Error()}, Warnings: []string{}, causes: []error{err}})
-			case !t.Plain():
-				targets = append(targets, t)
-			}
-			return nil
-		})
-		s.links = func(problem string) { p.Links = append(p.Links, problem) }
-		err := s.datastore(ctx, root)
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err != nil {
-			p.Datastores = append(p.Datastores, UnreadDatastore{Path: root, Problem: err.Error()})
-		}
+	targets, err := h.search(ctx, p)
+	if err != nil {
+		return nil, err
 	}
 	if err := h.preflight(ctx, p, targets); err != nil {
 		return nil, err
@@ -77,6 +61,34 @@ func (h *Host) Preflight(ctx context.Context) (*Preflight, error) {
 	p.Circles = append(p.Circles, circles...)
 	slices.SortFunc(p.VMs, func(a, b VMPreflight) int { return strings.Compare(a.Descriptor, b.Descriptor) })
 	return p, nil
+}
+
+// search gives the VMs with encrypted disks, each once though datastores may lie in each
+// other, and notes what could not be read.
+func (h *Host) search(ctx context.Context, p *Preflight) (targets []*Target, _ error) {
+	seen := map[string]bool{}
+	for _, root := range h.Datastores {
+		s := newScan(h.Datastores, func(path string, t *Target, err error) error {
+			switch {
+			case seen[path]:
+			case err != nil:
+				p.VMs = append(p.VMs, VMPreflight{Name: path, Descriptor: path, Problems: []string{err.Error()}, Warnings: []string{}, causes: []error{err}})
+			case !t.Plain():
+				targets = append(targets, t)
+			}
+			seen[path] = true
+			return nil
+		})
+		s.links = func(problem string) { p.Links = append(p.Links, problem) }
+		err := s.datastore(ctx, root)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			p.Datastores = append(p.Datastores, UnreadDatastore{Path: root, Problem: err.Error()})
+		}
+	}
+	return targets, nil
 }
 
 func (h *Host) preflight(ctx context.Context, p *Preflight, targets []*Target) error {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+
+	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 // TestPreflightOfMany: which VMs run key managers is found out once, not for each VM, which
@@ -37,5 +39,20 @@ func TestPreflightOfMany(t *testing.T) {
 	h.settle(flights)
 	if vm := flights[0].vm; vm.Unlocks || len(vm.Problems) != 1 {
 		t.Errorf("%+v", vm)
+	}
+}
+
+// TestPreflightOfNestedDatastores: a VM is one, though two datastores have it.
+func TestPreflightOfNestedDatastores(t *testing.T) {
+	target, _ := encryptedTarget(t)
+	folder := filepath.Dir(target.Descriptor)
+	broken(t, filepath.Join(folder, "broken.vmx"))
+	h := &Host{
+		Datastores: []string{filepath.Dir(folder), folder},
+		Cluster:    func(string) (*kek.Cluster, error) { return nil, ErrAlias },
+	}
+	p, err := h.Preflight(t.Context())
+	if err != nil || len(p.VMs) != 2 || p.VMs[0].Unlocks || p.VMs[1].Unlocks {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
