@@ -20,11 +20,20 @@ const fewKeys = 16
 // Canary tries the key managers of the cluster with an active key that one of them has for
 // this client: that they answer does not prove that keys can be had. If one lacks a key that
 // others have, it is that one, so that a replica that lags is found. ErrNotFound if there is
-// no key to try.
+// no key to try. Where none so much as tells of its keys, checks say why of each.
 func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
-	lists, gone, err := c.activeKeys(ctx)
-	if err != nil {
-		return "", nil, err
+	lists, faults := c.activeKeys(ctx)
+	if len(lists) == 0 {
+		for _, f := range faults {
+			checks = append(checks, failed(f))
+		}
+		return "", checks, c.explain(ctx, faults...)
+	}
+	gone := map[int]*fault{}
+	for i, f := range faults {
+		if f != nil && f.isGone() {
+			gone[i] = f
+		}
 	}
 	candidates := unlike(lists)
 	for _, id := range candidates[:min(len(candidates), fewKeys)] {
@@ -35,9 +44,9 @@ func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err
 	return "", nil, fmt.Errorf("alias %q: %w that is active", c.alias, ErrNotFound)
 }
 
-// activeKeys gives the IDs of the active keys at each key manager that tells them, and why
-// the others need not be asked for one of these. The error is that none tells them.
-func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, gone map[int]*fault, err error) {
+// activeKeys gives the IDs of the active keys at each key manager that tells them, and of
+// the others, by their places, why they do not.
+func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, faults []*fault) {
 	ids, faults := make([][]string, len(c.servers)), make([]*fault, len(c.servers))
 	c.ownFirst(func(i int) {
 		var err error
@@ -45,28 +54,26 @@ func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, gone map[in
 			faults[i] = c.diagnose(c.servers[i].Address, err)
 		}
 	})
-	gone = map[int]*fault{}
 	for i, f := range faults {
-		switch {
-		case f == nil:
+		if f == nil {
 			lists = append(lists, ids[i])
-		case f.isGone():
-			gone[i] = f
 		}
 	}
-	if len(lists) == 0 {
-		return nil, nil, c.explain(ctx, faults...)
-	}
-	return lists, gone, nil
+	return lists, faults
 }
 
+// activeKeysAt gives none of a key manager that does not let anybody look for keys.
 func (c *Cluster) activeKeysAt(ctx context.Context, s *server) ([]string, error) {
 	if err := c.pace(ctx); err != nil {
 		return nil, err
 	}
 	active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
 	return work(ctx, s, func(ctx context.Context, conn *session) ([]string, error) {
-		return conn.locateAll(ctx, append(kekAttributes(), active))
+		ids, err := conn.locateAll(ctx, append(kekAttributes(), active))
+		if r, refused := errors.AsType[*refusal](err); refused && r.reason == kmip14.ResultReasonOperationNotSupported {
+			return nil, nil
+		}
+		return ids, err
 	})
 }
 

@@ -496,3 +496,17 @@ func TestOpenRefusesLimits(t *testing.T) {
 		}
 	}
 }
+
+// TestCanaryWithoutLocate: a key manager that can't be asked what keys it has is not tried.
+func TestCanaryWithoutLocate(t *testing.T) {
+	c := cluster(t, &fake{edit: fail(kmip14.OperationLocate, kmip14.ResultReasonOperationNotSupported, "")})
+	_, checks, err := c.Canary(t.Context())
+	if expect(t, err, ErrNotFound); len(checks) > 0 {
+		t.Errorf("%+v", checks)
+	}
+	c = cluster(t, &fake{edit: fail(kmip14.OperationLocate, kmip14.ResultReasonGeneralFailure, "no database")})
+	_, checks, err = c.Canary(t.Context())
+	if err == nil || len(checks) != 1 || checks[0].Result != KeyDenied || !strings.Contains(checks[0].Detail, "no database") {
+		t.Errorf("%+v, %v", checks, err)
+	}
+}

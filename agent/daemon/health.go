@@ -176,8 +176,8 @@ func (h *health) noteTried(alias string, now time.Time) {
 	h.tried[alias] = now
 }
 
-// try notes how each key manager of an alias gives a key. Without one to try, or if none
-// answers, nothing is known of that.
+// try notes how each key manager of an alias gives a key. Without one to try, nothing is
+// known of that.
 func (d *daemon) try(alias string, cluster *kek.Cluster, now time.Time) {
 	id, checks, err := cluster.Canary(d.ctx)
 	if d.ctx.Err() != nil {
@@ -213,10 +213,10 @@ func canaryOf(address, id string, checks []kek.KeyCheck) (result, problem string
 	switch {
 	case i < 0:
 		return "", ""
-	case checks[i].Detail != "":
-		problem = "key " + id + ": " + checks[i].Detail
+	case id == "" || checks[i].Detail == "":
+		return string(checks[i].Result), checks[i].Detail
 	}
-	return string(checks[i].Result), problem
+	return string(checks[i].Result), "key " + id + ": " + checks[i].Detail
 }
 
 func keyManager(alias string, s kek.ServerStatus) api.KeyManager {

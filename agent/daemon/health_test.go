@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,5 +116,24 @@ func TestHealthWithoutOwnSite(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		wantAll(t, "states", states(h), "unreachable", "unreachable", "ok", "ok")
 		wantAll(t, "a key", canaries(h), "unreachable", "unreachable", "ok", "denied")
+	})
+}
+
+// TestHealthOfThoseThatTellNoKey: a key manager that answers, but with nothing about keys, is
+// not well. One that has no answer is told as such.
+func TestHealthOfThoseThatTellNoKey(t *testing.T) {
+	dull := func(r *faultproxy.Replicas) {
+		for _, p := range r.Proxies {
+			p.Set(faultproxy.Deny, kmip14.OperationLocate, kmip14.OperationGet)
+		}
+		r.Proxies[1].Set(faultproxy.Refuse)
+	}
+	askingSites(t, dull, func(t *testing.T, _ *faultproxy.Replicas, h *health) {
+		time.Sleep(30 * time.Second)
+		wantAll(t, "states", states(h), "ok", "unreachable", "ok", "ok")
+		wantAll(t, "a key", canaries(h), "denied", "unreachable", "denied", "denied")
+		if k := h.all()[0]; !hasFailed(k) || !strings.Contains(k.CanaryProblem, "Locate") {
+			t.Errorf("%+v", k)
+		}
 	})
 }

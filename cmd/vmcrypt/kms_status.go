@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,10 +128,7 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 // try fetches a key from each server: that one answers does not prove that keys can be
 // had. The error is that ctx has ended.
 func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster) error {
-	id, checks, err := cluster.Canary(ctx)
-	if err != nil {
-		return ctx.Err() // there is no key yet, or no server answers, which is told
-	}
+	id, checks, _ := cluster.Canary(ctx) // the error is what the checks tell, or that there is no key yet
 	a.Canary = id
 	for i, k := range checks {
 		a.Servers[i].Canary, a.Servers[i].CanaryDetail = k.Result, k.Detail
@@ -224,6 +222,9 @@ func (s serverReport) canaryText(id string) string {
 	case kek.KeyOK:
 		return ", gives keys"
 	}
+	if id == "" {
+		return fmt.Sprintf(", but tells of no keys: %s: %s", s.Canary, plainText(s.CanaryDetail))
+	}
 	return fmt.Sprintf(", but key %s is %s: %s", plainText(id), s.Canary, plainText(s.CanaryDetail))
 }
 
@@ -259,11 +260,15 @@ func (r *kmsReport) verdict() error {
 		if !a.answers() {
 			return fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable)
 		}
-		if a.Canary != "" && !slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary == kek.KeyOK }) {
-			return fmt.Errorf("alias %q: %w: %s", a.Alias, kek.ErrCanary, a.Canary)
+		if a.isTried() && !slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary == kek.KeyOK }) {
+			return fmt.Errorf("alias %q: %w: %s", a.Alias, kek.ErrCanary, cmp.Or(a.Canary, "they tell of none"))
 		}
 	}
 	return nil
+}
+
+func (a aliasReport) isTried() bool {
+	return slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary != "" })
 }
 
 func (a aliasReport) answers() bool {

@@ -386,13 +386,26 @@ func TestKMSStatusTriesKeys(t *testing.T) {
 	for _, s := range a.Servers {
 		got = append(got, s.Canary)
 	}
-	if want := []kek.KeyResult{"ok", "different", "unreachable", "ok"}; a.Canary != r.key(r.first) || !slices.Equal(got, want) {
+	if want := []kek.KeyResult{"ok", "different", "unreachable", "missing"}; a.Canary != r.key(r.second) || !slices.Equal(got, want) {
 		t.Errorf("%q: %v, want %v", a.Canary, got, want)
 	}
-	for _, word := range []string{"gives keys", "but key " + a.Canary + " is different"} {
+	for _, word := range []string{"gives keys", "but key " + a.Canary + " is different", "is missing"} {
 		if text := h.ok("kms", "status"); !strings.Contains(text, word) {
 			t.Errorf("nothing of %q in %q", word, text)
 		}
+	}
+}
+
+// TestKMSStatusWithoutKeys: a key manager that has none yet is well; one that can't say is not.
+func TestKMSStatusWithoutKeys(t *testing.T) {
+	t.Parallel()
+	keys := newHome(t)
+	h := emptyHome(t).client(keys, t.TempDir(), keys.serveKMS())
+	h.ok("kms", "status")
+	h.client(keys, t.TempDir(), keys.forger())
+	h.fails(exitKey, []string{"local"}, "kms", "status")
+	if text := h.run("kms", "status").stdout; !strings.Contains(text, "tells of no keys: denied: ") {
+		t.Error(text)
 	}
 }
 
