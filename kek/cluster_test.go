@@ -340,7 +340,7 @@ func TestManyFailuresAreOne(t *testing.T) {
 	for range 100 {
 		c.servers[0].rest()
 	}
-	if c.servers[0].rests(time.Now().Add(2 * firstRest)) {
+	if c.servers[0].resume.After(time.Now().Add(2 * firstRest)) {
 		t.Errorf("it rests until %v", c.servers[0].resume)
 	}
 }

@@ -190,11 +190,13 @@ func (s *server) noteSuccess() {
 	}
 }
 
-// rests tells whether the server is better asked last.
+// rests tells whether the server is better asked last. Where connections are kept, it is
+// until it has answered the one who looks after it: else those who need a key would wait
+// for a server that hangs each time that its rest is over.
 func (s *server) rests(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return now.Before(s.resume)
+	return s.probe != nil || now.Before(s.resume)
 }
 
 // tryAgain connects to a server that has failed, so that nobody has to wait for it who
@@ -206,7 +208,7 @@ func (s *server) tryAgain() {
 	switch {
 	case err == nil:
 		s.done(ctx, conn, nil)
-	case ctx.Err() != nil && s.cluster.kept.Err() == nil: // it was silent to the end
+	case s.cluster.kept.Err() == nil: // however it failed, somebody has to try once more
 		s.rest()
 	}
 }
@@ -216,6 +218,7 @@ func (s *server) close() {
 	defer s.mu.Unlock()
 	if s.probe != nil {
 		s.probe.Stop()
+		s.probe = nil
 	}
 	for _, conn := range s.idle {
 		conn.conn.Close()
