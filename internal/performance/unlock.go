@@ -52,8 +52,12 @@ type site struct {
 	processes []*exec.Cmd
 }
 
+func (w workshop) newSite() *site {
+	return &site{workshop: w, client: api.NewClient(w.in("home/run/agent.sock"))}
+}
+
 func (w workshop) openSite(ctx context.Context) (s *site, err error) {
-	s = &site{workshop: w, client: api.NewClient(w.in("home/run/agent.sock"))}
+	s = w.newSite()
 	defer func() {
 		if err != nil {
 			s.close()
@@ -62,7 +66,7 @@ func (w workshop) openSite(ctx context.Context) (s *site, err error) {
 	if err := s.configure(); err != nil {
 		return nil, err
 	}
-	if s.kms, err = openFloor(w.in("home/config.yaml")); err != nil {
+	if s.kms, err = openFloor(w.in("home/config.yaml"), config.LocalAlias, 0); err != nil {
 		return nil, err
 	}
 	for _, command := range [][]string{{"kms", "serve"}, {"agent"}} {
@@ -260,12 +264,13 @@ type floor struct {
 	request []byte
 }
 
-func openFloor(configFile string) (*floor, error) {
+// openFloor is for a server of an alias.
+func openFloor(configFile, name string, server int) (*floor, error) {
 	c, err := config.Load(configFile)
 	if err != nil {
 		return nil, err
 	}
-	alias, _ := c.Alias(config.LocalAlias)
+	alias, _ := c.Alias(name)
 	cert, err := tls.LoadX509KeyPair(alias.ClientCert, alias.ClientKey)
 	if err != nil {
 		return nil, err
@@ -274,7 +279,7 @@ func openFloor(configFile string) (*floor, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &floor{address: alias.Servers[0].Address, tls: kmipwire.TLSConfig()}
+	f := &floor{address: alias.Servers[server].Address, tls: kmipwire.TLSConfig()}
 	f.tls.MinVersion = tls.VersionTLS13
 	f.tls.Certificates = []tls.Certificate{cert}
 	f.tls.RootCAs = x509.NewCertPool()
