@@ -54,7 +54,7 @@ var mayImport = map[string][]string{
 	"internal/systemd":           {},
 	"internal/testtool":          {},
 	"internal/text":              {},
-	"kek":                        {"internal/kmipwire", "internal/secret"},
+	"kek":                        {"internal/kmipwire", "internal/secret", "internal/text"},
 	"kms":                        {"internal/audit", "internal/durable", "internal/kmipwire", "internal/listen", "internal/metrics", "internal/secret", "internal/text"},
 	"nbd":                        {"image"},
 	"testimages":                 {"image"},

@@ -114,6 +114,9 @@ func (c *Cluster) getFrom(ctx context.Context, server int, id string) (*Key, err
 	if err := checkID(id); err != nil {
 		return nil, &fault{err: fmt.Errorf("%w: %w", ErrNotFound, err)}
 	}
+	if err := c.pace(ctx); err != nil {
+		return nil, err
+	}
 	return work(ctx, c.servers[server], func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
 }
 

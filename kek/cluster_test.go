@@ -2,11 +2,18 @@ package kek
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
@@ -321,6 +328,30 @@ func TestOtherSitesOneByOne(t *testing.T) {
 	}
 	c.site = "own"
 	c.servers[0].rest()
+	checkOrder(t, c, 1, -1, 3, 0, -1, 2, -1)
+}
+
+// TestSiteThatHasFailed: a site comes last while all of its servers rest, and in its turn
+// again as soon as one has answered.
+func TestSiteThatHasFailed(t *testing.T) {
+	c := cluster(t, &fake{}, &fake{}, &fake{})
+	for i, site := range []string{"own", "own", "x"} {
+		c.servers[i].Site = site
+	}
+	c.site = "own"
+	c.servers[0].rest()
+	checkOrder(t, c, 1, 0, -1, 2, -1)
+	c.servers[1].rest()
+	checkOrder(t, c, 2, -1, 0, 1, -1)
+	c.servers[2].rest()
+	checkOrder(t, c, 0, 1, -1, 2, -1)
+	c.servers[1].noteSuccess()
+	checkOrder(t, c, 1, 0, -1, 2, -1)
+}
+
+// checkOrder compares the order in which servers are asked, with a -1 after each site.
+func checkOrder(t *testing.T, c *Cluster, want ...int) {
+	t.Helper()
 	var got []int
 	for _, site := range c.order() {
 		for _, s := range site {
@@ -328,20 +359,100 @@ func TestOtherSitesOneByOne(t *testing.T) {
 		}
 		got = append(got, -1)
 	}
-	if want := []int{1, -1, 3, 0, -1, 2, -1}; !slices.Equal(got, want) {
+	if !slices.Equal(got, want) {
 		t.Errorf("order %v, want %v", got, want)
 	}
+}
+
+// TestProbe: a server that is being looked after is asked last until it turns out to be
+// well, or refuses, which is an answer.
+func TestProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := &certificates{client: tls.Certificate{Leaf: &x509.Certificate{NotAfter: time.Now().Add(time.Hour)}}}
+		c := &Cluster{timeout: time.Minute, trust: &trust{read: known}}
+		c.keep()
+		defer c.release()
+		dialed := make(chan error)
+		c.dial = func(context.Context, string) (net.Conn, error) { return nil, <-dialed }
+		s := &server{cluster: c, places: make(chan struct{}, 1)}
+		s.rest()
+		time.Sleep(2 * firstRest)
+		if !s.rests(time.Now()) {
+			t.Error("it is asked in its turn while nobody knows that it is well")
+		}
+		dialed <- syscall.ECONNREFUSED
+		time.Sleep(firstRest)
+		if !s.rests(time.Now()) {
+			t.Error("it is asked in its turn after it has failed again")
+		}
+		dialed <- &net.OpError{Op: remoteAlert, Err: errors.New("tls: access denied")}
+		synctest.Wait()
+		if s.rests(time.Now()) {
+			t.Error("it has answered, and is asked last")
+		}
+	})
+}
+
+// TestReaper: connections that nobody uses are closed.
+func TestReaper(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Cluster{trust: &trust{}}
+		c.keep()
+		defer c.release()
+		s := &server{cluster: c, places: make(chan struct{}, 2)}
+		var ends []net.Conn
+		for range 2 {
+			own, other := net.Pipe()
+			ends = append(ends, other)
+			s.keep(&session{conn: kmipwire.NewConn(own, kmipwire.DefaultTimeouts)})
+			time.Sleep(idleTime / 2)
+		}
+		for i, end := range ends {
+			time.Sleep(time.Second)
+			if _, err := end.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("connection %d: %v", i, err)
+			}
+		}
+		synctest.Wait()
+		if len(s.idle) != 0 || s.reaper != nil {
+			t.Errorf("%d connections are left, and a reaper: %v", len(s.idle), s.reaper != nil)
+		}
+	})
+}
+
+// TestMaxRate: no more operations are begun in a second than may be, whoever asks.
+func TestMaxRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Cluster{limiter: newLimiter(50)}
+		begun := time.Now()
+		var all sync.WaitGroup
+		for range 101 {
+			all.Go(func() {
+				if err := c.pace(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(begun); took != 2*time.Second {
+			t.Errorf("101 operations took %v", took)
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		expect(t, c.pace(short), ErrUnavailable)
+	})
 }
 
 // TestManyFailuresAreOne: how long a server rests does not grow with how many have just seen
 // it fail.
 func TestManyFailuresAreOne(t *testing.T) {
 	c := cluster(t, &fake{})
+	s := c.servers[0]
 	for range 100 {
-		c.servers[0].rest()
+		s.rest()
 	}
-	if c.servers[0].resume.After(time.Now().Add(2 * firstRest)) {
-		t.Errorf("it rests until %v", c.servers[0].resume)
+	if time.Until(s.resume) > firstRest || s.failed != 1 {
+		t.Errorf("it failed %d times, and rests until %v", s.failed, s.resume)
 	}
 }
 
@@ -372,7 +483,7 @@ func TestOpenRefusesLimits(t *testing.T) {
 	less := -time.Second
 	for want, config := range map[string]Config{
 		"timeout": {Timeout: less}, "connectTimeout": {ConnectTimeout: less}, "replicaWait": {ReplicaWait: less},
-		"hedgeAfter": {HedgeAfter: &less}, "maxConnections": {MaxConnections: -1}, "minReplicas": {MinReplicas: 2},
+		"hedgeAfter": {HedgeAfter: &less}, "maxConnections": {MaxConnections: -1}, "maxRate": {MaxRate: -1}, "minReplicas": {MinReplicas: 2},
 	} {
 		config.Servers = []Server{{Address: "127.0.0.1:5696"}}
 		if _, err := Open("test", config, nil); err == nil || !strings.Contains(err.Error(), want+": ") {

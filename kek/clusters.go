@@ -9,15 +9,15 @@ import (
 // ready to use.
 type Clusters struct {
 	mu     sync.Mutex
-	opened map[string]*Cluster // by alias
+	opened map[string]*Cluster // by name
 }
 
-// Get gives the cluster of an alias, which open opens if need be. Nobody but Close closes
+// Get gives the cluster of a name, which open opens if need be. Nobody but Close closes
 // it.
-func (c *Clusters) Get(alias string, open func() (*Cluster, error)) (*Cluster, error) {
+func (c *Clusters) Get(name string, open func() (*Cluster, error)) (*Cluster, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if has := c.opened[alias]; has != nil {
+	if has := c.opened[name]; has != nil {
 		return has, nil
 	}
 	cluster, err := open()
@@ -28,7 +28,7 @@ func (c *Clusters) Get(alias string, open func() (*Cluster, error)) (*Cluster, e
 		c.opened = map[string]*Cluster{}
 	}
 	cluster.keep()
-	c.opened[alias] = cluster
+	c.opened[name] = cluster
 	return cluster, nil
 }
 
@@ -36,9 +36,9 @@ func (c *Clusters) Get(alias string, open func() (*Cluster, error)) (*Cluster, e
 func (c *Clusters) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for alias, cluster := range c.opened {
+	for name, cluster := range c.opened {
 		cluster.release()
-		delete(c.opened, alias)
+		delete(c.opened, name)
 	}
 }
 

@@ -37,6 +37,9 @@ func (c *Cluster) Create(ctx context.Context) (*Key, error) {
 
 // createAt has one server make a key, unless it turns out that others have it.
 func (c *Cluster) createAt(ctx context.Context, s *server) (*Key, error) {
+	if err := c.pace(ctx); err != nil {
+		return nil, err
+	}
 	conn, err := s.takeNew(ctx)
 	if err != nil {
 		return nil, err

@@ -27,6 +27,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
 )
 
@@ -66,6 +68,9 @@ type Config struct {
 	// MaxConnections is how many connections are made to each key manager at most. The
 	// default is 4.
 	MaxConnections int `yaml:"maxConnections"`
+	// MaxRate is how many operations a second each key manager is asked to do at most, as to
+	// give a key or to make one; health checks don't count. The default, 0, is any number.
+	MaxRate int `yaml:"maxRate"`
 	// Site is that of this host: the configuration's site.
 	Site string `yaml:"-"`
 }
@@ -114,6 +119,7 @@ type Cluster struct {
 	replicaWait time.Duration
 	minReplicas int
 	timeouts    kmipwire.Timeouts
+	limiter     *rate.Limiter
 	trust       *trust
 	observe     atomic.Pointer[func(Exchange)]
 
@@ -132,6 +138,7 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		hedgeAfter:  defaultHedgeAfter,
 		replicaWait: cmp.Or(config.ReplicaWait, defaultReplicaWait),
 		minReplicas: config.MinReplicas,
+		limiter:     newLimiter(config.MaxRate),
 	}
 	c.timeouts = kmipwire.Timeouts{Handshake: c.timeout, Idle: c.timeout, Message: c.timeout}
 	if config.HedgeAfter != nil {
@@ -164,8 +171,10 @@ func checkLimits(config Config) error {
 	if config.HedgeAfter != nil && *config.HedgeAfter < 0 {
 		return fmt.Errorf("hedgeAfter: %v is less than nothing", *config.HedgeAfter)
 	}
-	if config.MaxConnections < 0 {
-		return fmt.Errorf("maxConnections: %d is less than nothing", config.MaxConnections)
+	for key, limit := range map[string]int{"maxConnections": config.MaxConnections, "maxRate": config.MaxRate} {
+		if limit < 0 {
+			return fmt.Errorf("%s: %d is less than nothing", key, limit)
+		}
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func TestNegotiation(t *testing.T) {
 				t.Fatal(err)
 			}
 			key.Destroy()
-			want := []string{"1.1 DiscoverVersions", "1.1 DiscoverVersions", test.want + " Get", test.want + " GetAttributes"}
+			want := []string{"1.1 DiscoverVersions", test.want + " Query", "1.1 DiscoverVersions", test.want + " Get", test.want + " GetAttributes"}
 			if got := f.requests(); !slices.Equal(got, want) {
 				t.Errorf("requests %q, want %q", got, want)
 			}

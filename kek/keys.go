@@ -108,7 +108,7 @@ func (c *Cluster) change(ctx context.Context, id string, do func(context.Context
 	var faults []*fault
 	for _, site := range c.order() {
 		for _, s := range site {
-			_, err := work(ctx, s, func(ctx context.Context, conn *session) (struct{}, error) { return struct{}{}, do(ctx, conn) })
+			err := c.changeAt(ctx, s, do)
 			if err == nil {
 				return nil
 			}
@@ -120,6 +120,14 @@ func (c *Cluster) change(ctx context.Context, id string, do func(context.Context
 		}
 	}
 	return c.explain(ctx, faults...)
+}
+
+func (c *Cluster) changeAt(ctx context.Context, s *server, do func(context.Context, *session) error) error {
+	if err := c.pace(ctx); err != nil {
+		return err
+	}
+	_, err := work(ctx, s, func(ctx context.Context, conn *session) (struct{}, error) { return struct{}{}, do(ctx, conn) })
+	return err
 }
 
 // kekAttributes are those by which keys are found that can be KEKs.

@@ -17,7 +17,7 @@ func TestOVH(t *testing.T) {
 		t.Run("KMIP "+v.String(), func(t *testing.T) {
 			server := ovhkmip.Start(t, slices.Clone(all[:i+1])...)
 			c := open(t, server.PKI, server.Address)
-			if s := c.Status(t.Context())[0]; s.State != StateOK || s.Version != v.String() {
+			if s := c.Status(t.Context())[0]; s.State != StateOK || s.Version != v.String() || s.TLS != "TLS 1.3" || s.Vendor != ovhkmip.Vendor {
 				t.Errorf("status %+v, want %s", s, v)
 			}
 			testOVH(t, c)

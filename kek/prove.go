@@ -60,6 +60,9 @@ func (s *server) prove(ctx, waiting context.Context, key *Key) error {
 
 // compare fetches a key, and compares it with the one that is known.
 func (s *server) compare(ctx context.Context, key *Key) error {
+	if err := s.cluster.pace(ctx); err != nil {
+		return err
+	}
 	has, err := work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, key.ID) })
 	if err != nil {
 		return err

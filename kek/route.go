@@ -10,7 +10,7 @@ import (
 
 // order gives the servers in the order in which they are asked: those of the own site,
 // and then, if none of these can help, those of one other site after the other. Of each,
-// those that failed a short time ago come last.
+// those that failed a short time ago come last, and so does a site of which all did.
 func (c *Cluster) order() (sites [][]*server) {
 	names := []string{c.site}
 	for _, s := range c.servers {
@@ -18,18 +18,21 @@ func (c *Cluster) order() (sites [][]*server) {
 			names = append(names, s.Site)
 		}
 	}
+	var failed [][]*server
 	for _, name := range names {
-		if site := c.inSite(name); len(site) > 0 {
-			sites = append(sites, site)
+		switch well, resting := c.inSite(name); {
+		case len(well) > 0:
+			sites = append(sites, append(well, resting...))
+		case len(resting) > 0:
+			failed = append(failed, resting)
 		}
 	}
-	return sites
+	return append(sites, failed...)
 }
 
 // inSite gives the servers of a site.
-func (c *Cluster) inSite(site string) []*server {
+func (c *Cluster) inSite(site string) (well, resting []*server) {
 	now := time.Now()
-	var well, resting []*server
 	for _, s := range c.servers {
 		switch {
 		case s.Site != site:
@@ -39,7 +42,7 @@ func (c *Cluster) inSite(site string) []*server {
 			well = append(well, s)
 		}
 	}
-	return append(well, resting...)
+	return well, resting
 }
 
 // outcome is what a server made of work.
@@ -65,6 +68,10 @@ type race[T any] struct {
 func ask[T any](ctx context.Context, c *Cluster, work func(context.Context, *session) (T, error), drop func(T)) (T, error) {
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var none T
+	if err := c.pace(ctx); err != nil {
+		return none, err
+	}
 	r := &race[T]{cluster: c, work: work, drop: drop, outcomes: make(chan outcome[T]), pending: map[*server]time.Time{}}
 	for _, site := range c.order() {
 		value, ok := r.askSite(running, site)
@@ -75,7 +82,6 @@ func ask[T any](ctx context.Context, c *Cluster, work func(context.Context, *ses
 			break
 		}
 	}
-	var none T
 	return none, c.explain(ctx, r.faults...)
 }
 
@@ -103,6 +109,7 @@ func (r *race[T]) askSite(ctx context.Context, left []*server) (value T, ok bool
 		case <-silence.C:
 			left = r.begin(ctx, left)
 		case <-ctx.Done():
+			r.noteSilent()
 			return value, false
 		}
 		silence.Reset(r.cluster.hedgeAfter)
@@ -140,11 +147,11 @@ func (r *race[T]) abandon() {
 	clear(r.pending)
 }
 
-// noteSilent has those asked last for a while that were silent when another could help:
-// the next who needs a key does not wait for them.
+// noteSilent has those asked last for a while that were silent until another could help,
+// or the caller gave up: the next who needs a key does not wait for them.
 func (r *race[T]) noteSilent() {
 	for s, begun := range r.pending {
-		if time.Since(begun) >= r.cluster.hedgeAfter {
+		if s.silentSince(begun) >= r.cluster.hedgeAfter {
 			s.rest()
 		}
 	}

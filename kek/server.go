@@ -20,10 +20,11 @@ type server struct {
 
 	mu       sync.Mutex
 	idle     []*session  // the one used last comes last
+	reaper   *time.Timer // closes those that nobody uses; nil while there are none
 	failed   int         // how often in a row it did not answer
 	resume   time.Time   // until when it is asked last
 	answered time.Time   // when it last did
-	probe    *time.Timer // asks it in the background at that time; nil while all is well
+	probe    *time.Timer // asks it in the background at that time; nil while all is well, or nothing is kept
 }
 
 const (
@@ -149,7 +150,24 @@ func (s *server) keep(conn *session) bool {
 	conn.conn.Forget()
 	conn.used = time.Now()
 	s.idle = append(s.idle, conn)
+	if s.reaper == nil {
+		s.reaper = time.AfterFunc(idleTime, s.reap)
+	}
 	return true
+}
+
+// reap closes the connections that were kept for too long, and comes back for the others.
+func (s *server) reap() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.idle) > 0 && time.Since(s.idle[0].used) >= idleTime {
+		s.idle[0].conn.Close()
+		s.idle = s.idle[1:]
+	}
+	s.reaper = nil
+	if len(s.idle) > 0 {
+		s.reaper = time.AfterFunc(idleTime-time.Since(s.idle[0].used), s.reap)
+	}
 }
 
 // noteFailure is for work that ended with an error, or nil. That a caller gave up is no
@@ -190,9 +208,8 @@ func (s *server) noteSuccess() {
 	}
 }
 
-// rests tells whether the server is better asked last. Where connections are kept, it is
-// until it has answered the one who looks after it: else those who need a key would wait
-// for a server that hangs each time that its rest is over.
+// rests tells whether the server is better asked last: for a while, and until the one who
+// looks after it has found it well.
 func (s *server) rests(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -208,7 +225,10 @@ func (s *server) tryAgain() {
 	switch {
 	case err == nil:
 		s.done(ctx, conn, nil)
-	case s.cluster.kept.Err() == nil: // however it failed, somebody has to try once more
+	case s.cluster.kept.Err() != nil:
+	case ctx.Err() == nil && s.cluster.diagnose(s.Address, err).answered:
+		s.noteSuccess()
+	default:
 		s.rest()
 	}
 }
@@ -218,7 +238,9 @@ func (s *server) close() {
 	defer s.mu.Unlock()
 	if s.probe != nil {
 		s.probe.Stop()
-		s.probe = nil
+	}
+	if s.reaper != nil {
+		s.reaper.Stop()
 	}
 	for _, conn := range s.idle {
 		conn.conn.Close()

@@ -4,6 +4,11 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+	"github.com/vmcrypt/vmcrypt/internal/text"
 )
 
 // ServerState says how a key manager answers.
@@ -23,6 +28,8 @@ type ServerStatus struct {
 	Address string
 	State   ServerState
 	Version string        // of KMIP, as in "1.4"; "" unless State is StateOK
+	TLS     string        // as in "TLS 1.3"; "" unless State is StateOK
+	Vendor  string        // as the server calls it; "" if it does not say
 	Latency time.Duration // to connect and agree on the version
 	Err     error         // nil if State is StateOK
 	Expires time.Time     // until when it proves who it is by its certificate, in a handshake that was completed; else zero
@@ -48,13 +55,31 @@ func (s *server) status(ctx context.Context) ServerStatus {
 	start := time.Now()
 	conn, err := s.connect(ctx)
 	status := ServerStatus{Address: s.Address, Latency: time.Since(start)}
+	if err == nil {
+		defer conn.conn.Close()
+		status.Vendor, err = conn.vendor(ctx)
+	}
 	if err != nil {
 		f := s.cluster.diagnose(s.Address, err)
 		status.State, status.Err = f.state, s.cluster.explain(ctx, f)
 		return status
 	}
-	defer conn.conn.Close()
 	s.noteSuccess()
-	status.State, status.Version, status.Expires = StateOK, conn.version.String(), conn.conn.PeerExpires()
+	status.State, status.Version, status.TLS = StateOK, conn.version.String(), conn.conn.TLSVersion()
+	status.Expires = conn.conn.PeerExpires()
 	return status
+}
+
+// maxVendor is how many bytes of a vendor's name are told.
+const maxVendor = 100
+
+// vendor asks a server who made it. One that refuses to say so is as good as others.
+func (s *session) vendor(ctx context.Context) (string, error) {
+	req := kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{kmip14.QueryFunctionQueryServerInformation}}
+	var resp kmipwire.QueryResponse
+	err := s.call(ctx, kmip14.OperationQuery, req, &resp)
+	if isAnswer(err) {
+		err = nil
+	}
+	return text.Clip(printable(resp.VendorIdentification), maxVendor), err
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,19 +30,13 @@ type trust struct {
 
 	mu      sync.Mutex
 	read    *certificates  // those in force
-	version [3]fileVersion // of the files when they were read last, or could not be
+	version [3]os.FileInfo // of the files when they were read last, or could not be; nil for one that is missing
 }
 
 // certificates are what the files of a configuration hold. They never change.
 type certificates struct {
 	client tls.Certificate
 	roots  *x509.CertPool // nil where no authority is named: every server is pinned
-}
-
-// fileVersion tells whether a file is still the same.
-type fileVersion struct {
-	size int64
-	mod  time.Time
 }
 
 // openTrust reads the certificates of config and checks its pins.
@@ -85,7 +80,7 @@ func (t *trust) current() *certificates {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	version := t.versions()
-	if version == t.version {
+	if slices.EqualFunc(version[:], t.version[:], sameVersion) {
 		return t.read
 	}
 	t.version = version
@@ -100,13 +95,19 @@ func (t *trust) current() *certificates {
 	return read
 }
 
-func (t *trust) versions() (v [3]fileVersion) {
+func (t *trust) versions() (v [3]os.FileInfo) {
 	for i, path := range []string{t.config.ClientCert, t.config.ClientKey, t.config.CA} {
-		if info, err := os.Stat(path); err == nil {
-			v[i] = fileVersion{info.Size(), info.ModTime()}
-		}
+		v[i], _ = os.Stat(path)
 	}
 	return v
+}
+
+// sameVersion tells whether a file is still the same, and was not written to.
+func sameVersion(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 func (t *trust) load() (*certificates, error) {

@@ -108,9 +108,11 @@ type Overview struct {
 type KeyManager struct {
 	Alias     string     `json:"alias"`
 	Address   string     `json:"address"`
-	State     string     `json:"state"`   // ok, unreachable, untrusted, denied, not-kmip, misconfigured or unknown
-	Checked   *time.Time `json:"checked"` // null while the state is unknown
-	Version   string     `json:"version,omitempty"`
+	State     string     `json:"state"`             // ok, unreachable, untrusted, denied, not-kmip, misconfigured or unknown
+	Checked   *time.Time `json:"checked"`           // null while the state is unknown
+	Version   string     `json:"version,omitempty"` // of KMIP
+	TLS       string     `json:"tls,omitempty"`     // as in "TLS 1.3"
+	Vendor    string     `json:"vendor,omitempty"`  // as it calls itself
 	LatencyMs float64    `json:"latencyMs"`
 	Problem   string     `json:"problem,omitempty"`
 	// Canary is how it gave the key that it was tried with a few minutes ago: ok, missing,

@@ -152,7 +152,7 @@ func try(ctx context.Context, cluster *kek.Cluster, all []api.KeyManager) bool {
 func keyManager(alias string, s kek.ServerStatus) api.KeyManager {
 	k := api.KeyManager{
 		Alias: alias, Address: s.Address, State: string(s.State), Version: s.Version,
-		LatencyMs: float64(s.Latency.Microseconds()) / 1000,
+		TLS: s.TLS, Vendor: s.Vendor, LatencyMs: float64(s.Latency.Microseconds()) / 1000,
 	}
 	if s.Err != nil {
 		k.Problem = s.Err.Error()

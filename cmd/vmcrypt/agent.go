@@ -44,6 +44,7 @@ func runAgent(c *cli.Context) error {
 	if err != nil {
 		return configurationError{err}
 	}
+	defer e.clusters.Close()
 	d, err := e.daemon()
 	if err != nil {
 		return configurationError{err}

@@ -89,26 +89,24 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 		return nil, fmt.Errorf("%w %q: the configuration has only %s",
 			agent.ErrAlias, alias, strings.Join(e.config.AliasNames(), ", "))
 	}
-	dial, err := e.dialer(alias)
+	way, dial, err := e.dialer(alias)
 	if err != nil {
 		return nil, err
 	}
-	if dial != nil { // whose way may be another one the next time
-		return kek.Open(alias, cfg, dial)
-	}
-	return e.clusters.Get(alias, func() (*kek.Cluster, error) { return kek.Open(alias, cfg, nil) })
+	return e.clusters.Get(way+" "+alias, func() (*kek.Cluster, error) { return kek.Open(alias, cfg, dial) })
 }
 
-// dialer says how the key managers of an alias are reached; nil means by TCP.
-func (e *environment) dialer(alias string) (kek.DialFunc, error) {
+// dialer says how the key managers of an alias are reached, which can change while the
+// agent runs. A nil DialFunc means TCP.
+func (e *environment) dialer(alias string) (way string, _ kek.DialFunc, _ error) {
 	if alias == config.LocalAlias && !e.home.Exists() {
-		return e.dialLost, nil
+		return "lost", e.dialLost, nil
 	}
 	local, err := e.isLocal(alias)
 	if err != nil || !local {
-		return nil, err
+		return "network", nil, err
 	}
-	return e.home.Dial, nil
+	return "local", e.home.Dial, nil
 }
 
 // errLost: the local key manager does not answer and is not in its place either.

@@ -43,6 +43,8 @@ type serverReport struct {
 	Address   string  `json:"address"`
 	State     string  `json:"state"`
 	Version   string  `json:"version"` // KMIP
+	TLS       string  `json:"tls"`     // as in "TLS 1.3"
+	Vendor    string  `json:"vendor"`  // as the server calls it; "" if it does not say
 	LatencyMs float64 `json:"latencyMs"`
 	Error     string  `json:"error"`
 	// Expires is until when the server can prove who it is by its certificate.
@@ -137,7 +139,7 @@ func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster) error {
 }
 
 func serverOf(s kek.ServerStatus) serverReport {
-	r := serverReport{Address: s.Address, State: string(s.State), Version: s.Version,
+	r := serverReport{Address: s.Address, State: string(s.State), Version: s.Version, TLS: s.TLS, Vendor: s.Vendor,
 		LatencyMs: float64(s.Latency.Microseconds()) / 1000, Expires: utc(s.Expires)}
 	if s.Err != nil {
 		r.Error = s.Err.Error()
@@ -195,8 +197,8 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 				fmt.Fprintf(w, "    %s  %s: %s\n", s.Address, s.State, plainText(s.Error))
 				continue
 			}
-			fmt.Fprintf(w, "    %s  %s, KMIP %s, %.1f ms%s%s\n", s.Address, s.State, s.Version, s.LatencyMs,
-				s.canaryText(a.Canary), expiryNote(", its certificate", s.Expires))
+			fmt.Fprintf(w, "    %s  %s, %s%s, KMIP %s, %.1f ms%s%s\n", s.Address, s.State, s.vendorText(), s.TLS, s.Version,
+				s.LatencyMs, s.canaryText(a.Canary), expiryNote(", its certificate", s.Expires))
 		}
 		if note := expiryNote("this host's certificate", a.ClientExpires); note != "" {
 			fmt.Fprintf(w, "    %s\n", note)
@@ -206,6 +208,13 @@ func printKMSReport(w io.Writer, r *kmsReport) {
 		fmt.Fprintf(w, "last backup of the local key manager: %s\n", b.text())
 	}
 	printWarnings(w, r.Warnings)
+}
+
+func (s serverReport) vendorText() string {
+	if s.Vendor == "" {
+		return ""
+	}
+	return plainText(s.Vendor) + ", "
 }
 
 func (s serverReport) canaryText(id string) string {

@@ -72,7 +72,7 @@ func (t *trusting) pin() (*trustReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	dial, err := t.dialer(t.alias)
+	_, dial, err := t.dialer(t.alias)
 	if err != nil {
 		return nil, err
 	}

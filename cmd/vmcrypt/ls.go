@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/agent"
 	"github.com/vmcrypt/vmcrypt/browse"
+	"github.com/vmcrypt/vmcrypt/internal/config"
 )
 
 func lsCommand() *cli.Command {
@@ -48,7 +49,7 @@ func openView(c *cli.Context, path string) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &environment{}
+	e := &environment{config: &config.Config{}}
 	if !t.Plain() {
 		if e, err = newEnvironment(c); err != nil {
 			return nil, err

@@ -75,6 +75,14 @@ func (c *Conn) Handshake(ctx context.Context) error {
 	return t.HandshakeContext(ctx)
 }
 
+// TLSVersion is that of the connection, as in "TLS 1.3", after a handshake.
+func (c *Conn) TLSVersion() string {
+	if t, ok := c.conn.(*tls.Conn); ok {
+		return tls.VersionName(t.ConnectionState().Version)
+	}
+	return ""
+}
+
 // PeerExpires tells until when the peer proves who it is by the certificates that it
 // showed, after a handshake: its own and, if they were verified, those that vouch for it.
 func (c *Conn) PeerExpires() (best time.Time) {
