@@ -17,6 +17,10 @@ import (
 const (
 	clusterAlias = "cluster"
 	replicaCount = 3
+	// calmAlias has a key manager of its own, which stays well. Its VMs are unlocked among
+	// the others, so that both have the same from whatever else the machine does.
+	calmAlias = "calm"
+	calmVMs   = manyVMs / 2
 )
 
 // measureFailover tells what becomes of unlocks in the midst of which the first of several
@@ -52,7 +56,7 @@ type accident struct {
 	undo   func(context.Context, *replicated) error
 }
 
-// accidents take turns; the others are compared with the first.
+// accidents take turns.
 var accidents = []accident{
 	{"none fails", func(*replicated) error { return nil }, func(context.Context, *replicated) error { return nil }},
 	{"the first is killed", (*replicated).killFirst, restartFirst},
@@ -64,6 +68,7 @@ var accidents = []accident{
 type replicated struct {
 	*site
 	replicas []*replica
+	calm     *replica
 	metrics  http.Client // of the agent
 }
 
@@ -90,19 +95,18 @@ func (s *replicated) open(ctx context.Context) error {
 	if err := s.serve(ctx, first); err != nil {
 		return err
 	}
-	log.Printf("making %d VMs", manyVMs)
-	if err := s.encrypt(ctx, 0, manyVMs); err != nil {
+	if err := s.makeVMs(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(first.process.Process.Signal(syscall.SIGTERM), first.process.Wait()); err != nil {
 		return err
 	}
-	for _, r := range s.replicas[1:] {
+	for _, r := range append(s.replicas[1:], s.calm) {
 		if _, err := run(ctx, []string{"cp", "-a", first.home, r.home}); err != nil {
 			return err
 		}
 	}
-	for _, r := range s.replicas {
+	for _, r := range append(s.replicas, s.calm) {
 		if err := s.serve(ctx, r); err != nil {
 			return err
 		}
@@ -110,27 +114,53 @@ func (s *replicated) open(ctx context.Context) error {
 	return s.start(ctx, []string{"agent"})
 }
 
-// configure leaves all limits of the cluster at their defaults.
+// makeVMs has those of calmAlias be made where the others are.
+func (s *replicated) makeVMs(ctx context.Context) error {
+	log.Printf("making %d VMs", manyVMs+calmVMs)
+	if err := s.writeConfig(calmAlias, s.replicas[0]); err != nil {
+		return err
+	}
+	if err := s.encrypt(ctx, manyVMs, manyVMs+calmVMs); err != nil {
+		return err
+	}
+	if err := s.writeConfig(clusterAlias, s.calm); err != nil {
+		return err
+	}
+	return s.encrypt(ctx, 0, manyVMs)
+}
+
+// configure gives each key manager its place.
 func (s *replicated) configure(ctx context.Context) error {
-	var servers []string
-	for i := range replicaCount {
-		address, err := freeAddress(ctx)
-		if err != nil {
+	first, err := openFloor(s.in("home/config.yaml"))
+	if err != nil {
+		return err
+	}
+	var all []*replica
+	for i := range replicaCount + 1 {
+		own := *first
+		if own.address, err = freeAddress(ctx); err != nil {
 			return err
 		}
-		s.replicas = append(s.replicas, &replica{home: s.in(fmt.Sprintf("kms%d", i))})
-		servers = append(servers, fmt.Sprintf("{address: %q}", address))
+		all = append(all, &replica{floor: &own, home: s.in(fmt.Sprintf("kms%d", i))})
 	}
-	text := fmt.Sprintf("defaultAlias: %s\naliases:\n  %[1]s: {servers: [%s], clientCert: client.pem, clientKey: client.key, ca: ca.pem}\n"+
-		"datastores: [%s]\nagent: {metrics: %s}\n", clusterAlias, strings.Join(servers, ", "), s.in("vms"), s.in("metrics.sock"))
-	file := s.in("home/config.yaml")
-	if _, err := run(ctx, []string{"cp", "-a", s.in("home"), s.replicas[0].home}); err != nil {
-		return err
+	s.replicas, s.calm = all[:replicaCount:replicaCount], all[replicaCount]
+	_, err = run(ctx, []string{"cp", "-a", s.in("home"), s.replicas[0].home})
+	return errors.Join(err, os.Mkdir(s.in("vms"), 0o700))
+}
+
+// writeConfig leaves all limits at their defaults.
+func (s *replicated) writeConfig(defaultAlias string, calm *replica) error {
+	text := fmt.Sprintf("defaultAlias: %s\ndatastores: [%s]\nagent: {metrics: %s}\naliases:\n%s%s",
+		defaultAlias, s.in("vms"), s.in("metrics.sock"), aliasOf(clusterAlias, s.replicas...), aliasOf(calmAlias, calm))
+	return os.WriteFile(s.in("home/config.yaml"), []byte(text), 0o600)
+}
+
+func aliasOf(name string, all ...*replica) string {
+	var servers []string
+	for _, r := range all {
+		servers = append(servers, fmt.Sprintf("{address: %q}", r.address))
 	}
-	if err := errors.Join(os.Mkdir(s.in("vms"), 0o700), os.WriteFile(file, []byte(text), 0o600)); err != nil {
-		return err
-	}
-	return s.openFloors(file)
+	return fmt.Sprintf("  %s: {servers: [%s], clientCert: client.pem, clientKey: client.key, ca: ca.pem}\n", name, strings.Join(servers, ", "))
 }
 
 // freeAddress is one that nobody listens at now.
@@ -140,15 +170,6 @@ func freeAddress(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return l.Addr().String(), l.Close()
-}
-
-func (s *replicated) openFloors(configFile string) (err error) {
-	for i, r := range s.replicas {
-		if r.floor, err = openFloor(configFile, clusterAlias, i); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // serve starts a key manager, and waits until it answers.
@@ -163,8 +184,8 @@ func (s *replicated) serve(ctx context.Context, r *replica) error {
 
 func (s *replicated) close() {
 	s.site.close()
-	for _, r := range s.replicas {
-		if r.process != nil && r.process.Process != nil {
+	for _, r := range append(s.replicas, s.calm) {
+		if r != nil && r.process != nil && r.process.Process != nil {
 			_ = r.process.Process.Kill() // fails if it has ended
 			_ = r.process.Wait()         // of what was told to end
 		}
@@ -202,7 +223,7 @@ func (s *replicated) endure(ctx context.Context, a accident) (*storm, error) {
 	if err := errors.Join(err, a.undo(ctx, s)); err != nil {
 		return nil, err
 	}
-	return result, s.all(func(i int) error {
+	return result, s.all(manyVMs+calmVMs, func(i int) error {
 		if result.unlocks[i].isLost() {
 			return nil
 		}

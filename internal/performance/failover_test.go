@@ -8,28 +8,34 @@ import (
 	"time"
 )
 
-// stormOf is one of unlocks that took so many ms, the last n of which ended after the accident.
-func stormOf(n int, took ...int) *storm {
-	s := &storm{struck: time.Unix(1000, 0)}
-	for i, ms := range took {
-		ended := s.struck
-		if i >= len(took)-n {
-			ended = ended.Add(time.Second)
+// stormOf is one in which unlocks took so many ms before the accident, and so many after it;
+// those of the calm VMs after it took calm.
+func stormOf(before, after, calm int) *storm {
+	s := &storm{unlocks: make([]timed, manyVMs+calmVMs), struck: time.Unix(1000, 0)}
+	for i := range s.unlocks {
+		took, ended := before, s.struck
+		if i >= manyVMs/2 {
+			took, ended = after, ended.Add(time.Second)
 		}
-		s.unlocks = append(s.unlocks, timed{begun: ended.Add(-time.Duration(ms) * time.Millisecond), ended: ended})
+		if i >= manyVMs {
+			took = calm
+		}
+		s.unlocks[i] = timed{begun: ended.Add(-time.Duration(took) * time.Millisecond), ended: ended}
 	}
 	return s
 }
 
 func TestFate(t *testing.T) {
-	usual := []*storm{stormOf(2, 10, 20, 30), stormOf(2, 10, 20, 30)}
-	rounds := []*storm{stormOf(2, 9, 27, 2027), stormOf(3, 11, 2001, 39, 41)}
-	rounds[0].unlocks = append(rounds[0].unlocks, timed{err: errors.New("no key manager")})
+	rounds := []*storm{stormOf(9, 27, 20), stormOf(11, 41, 30)}
+	rounds[0].unlocks[0].err = errors.New("no key manager")
+	for i := manyVMs - 7; i < manyVMs; i++ { // more than 1 % of those after, not of all
+		rounds[1].unlocks[i].begun = rounds[1].unlocks[i].ended.Add(-2001 * time.Millisecond)
+	}
 	rounds[0].most, rounds[1].most = [replicaCount]int{4, 1, 1}, [replicaCount]int{1, 4, 1}
 	rounds[0].connects = [replicaCount]int{7, 0, 0}
-	got := fateOf(rounds, usual)
+	got := fateOf(rounds)
 	want := fate{
-		lost: 1, before: 10, after: (1027 + 41) / 2, more: (1002 + 16) / 2, most: 2027, mostAfter: 2027, all: 2027, hedged: 1,
+		lost: 1, before: 10, after: 34, more: 9, least: 7, greatest: 11, most: 41, mostAfter: 2001, all: 2001, hedged: 7,
 		atOnce: [replicaCount]int{4, 4, 1}, made: [replicaCount]int{7, 0, 0},
 	}
 	if got != want {

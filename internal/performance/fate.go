@@ -19,28 +19,28 @@ const (
 // fate is what the rounds with one accident came to. Times are in ms.
 type fate struct {
 	lost                int
-	before, after, more float64 // medians of the rounds' medians
+	before, after, more float64 // medians of the rounds' medians; more is than the calm VMs
+	least, greatest     float64 // of what more is the median of
 	// Of the worst round: 99 % of all, 99 % of those after the accident, and all.
 	most, mostAfter, all float64
 	hedged               int // that took longer than hedgeAfter
 	atOnce, made         [replicaCount]int
 }
 
-// fateOf compares rounds with those in which nothing happened.
-func fateOf(rounds, undisturbed []*storm) (f fate) {
+func fateOf(rounds []*storm) (f fate) {
 	var befores, afters, more []float64
-	for i, r := range rounds {
-		before, after := r.times()
-		_, usual := undisturbed[i].times()
+	for _, r := range rounds {
+		before, after, calm := r.times()
 		befores, afters = append(befores, middle(before)), append(afters, middle(after))
-		more = append(more, middle(after)-middle(usual))
-		f.lost += len(r.unlocks) - len(before) - len(after)
+		more = append(more, middle(after)-middle(calm))
+		f.lost += r.lost()
 		f.worst(before, after)
 		for k := range replicaCount {
 			f.atOnce[k], f.made[k] = max(f.atOnce[k], r.most[k]), max(f.made[k], r.connects[k])
 		}
 	}
 	f.before, f.after, f.more = middle(befores), middle(afters), middle(more)
+	f.least, f.greatest = slices.Min(more), slices.Max(more)
 	return f
 }
 
@@ -67,11 +67,11 @@ func percentile99(values []float64) float64 {
 func failoverTables(storms [][]*storm) []table {
 	title := fmt.Sprintf("%d VMs, %d unlocks at once, %d rounds; half-way the first of %d key managers fails. Medians in ms, and then what is worst in any round:",
 		manyVMs, stormWorkers, len(storms[0]), replicaCount)
-	times := table{title, []string{"", "median before", "after", "more than if none fails", "99 % within", "99 % of those after", "all", "longer than hedgeAfter", "lost"}, nil}
+	times := table{title, []string{"", "median before", "after", "more than the others (rounds)", "99 % within", "99 % of those after", "all", "longer than hedgeAfter", "lost"}, nil}
 	used := table{"Connections of the agent to each key manager, at once / made or tried in all, most in any round:", []string{"", "first", "second", "third"}, nil}
 	var fates []fate
 	for i, rounds := range storms {
-		f := fateOf(rounds, storms[0])
+		f := fateOf(rounds)
 		times.rows = append(times.rows, f.times(accidents[i].name))
 		used.rows = append(used.rows, f.connections(accidents[i].name))
 		fates = append(fates, f)
@@ -80,11 +80,11 @@ func failoverTables(storms [][]*storm) []table {
 }
 
 func (f fate) times(name string) []string {
-	row := []string{name}
-	for _, v := range []float64{f.before, f.after, f.more, f.most, f.mostAfter, f.all} {
-		row = append(row, fmt.Sprintf("%.1f", v))
+	tenths := func(v float64) string { return fmt.Sprintf("%.1f", v) }
+	return []string{
+		name, tenths(f.before), tenths(f.after), fmt.Sprintf("%.1f (%.1f to %.1f)", f.more, f.least, f.greatest),
+		tenths(f.most), tenths(f.mostAfter), tenths(f.all), strconv.Itoa(f.hedged), strconv.Itoa(f.lost),
 	}
-	return append(row, strconv.Itoa(f.hedged), strconv.Itoa(f.lost))
 }
 
 func (f fate) connections(name string) []string {

@@ -25,7 +25,7 @@ const (
 
 // storm is what became of many unlocks.
 type storm struct {
-	unlocks []timed
+	unlocks []timed   // those of calmAlias come last
 	struck  time.Time // when the accident happened
 	most    [replicaCount]int
 	exchanges
@@ -49,7 +49,7 @@ func (s *replicated) storm(ctx context.Context, happen func() error) (*storm, er
 	if err != nil {
 		return nil, err
 	}
-	r := &storm{unlocks: make([]timed, manyVMs)}
+	r := &storm{unlocks: make([]timed, manyVMs+calmVMs)}
 	stop := s.watch(&r.most)
 	err = s.unlockAll(ctx, r, happen)
 	if err := errors.Join(err, stop()); err != nil {
@@ -92,6 +92,9 @@ func (s *replicated) unlockAll(ctx context.Context, r *storm, happen func() erro
 			err = happen()
 		}
 		next <- i
+		if i%(manyVMs/calmVMs) == 0 {
+			next <- manyVMs + i/(manyVMs/calmVMs)
+		}
 	}
 	close(next)
 	workers.Wait()
@@ -107,10 +110,16 @@ func (r *storm) lost() (n int) {
 	return n
 }
 
-// times are how long the unlocks took that were not lost, in ms: before are those that had
-// ended when the accident happened.
-func (r *storm) times() (before, after []float64) {
-	for _, u := range r.unlocks {
+// times are how long those of the cluster's and the calm VMs took that were not lost, in ms:
+// before are those that had ended when the accident happened.
+func (r *storm) times() (before, after, calmAfter []float64) {
+	before, after = r.timesOf(r.unlocks[:manyVMs])
+	_, calmAfter = r.timesOf(r.unlocks[manyVMs:])
+	return before, after, calmAfter
+}
+
+func (r *storm) timesOf(unlocks []timed) (before, after []float64) {
+	for _, u := range unlocks {
 		took := float64(u.ended.Sub(u.begun)) / float64(time.Millisecond)
 		switch {
 		case u.isLost():

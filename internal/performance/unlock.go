@@ -66,7 +66,7 @@ func (w workshop) openSite(ctx context.Context) (s *site, err error) {
 	if err := s.configure(); err != nil {
 		return nil, err
 	}
-	if s.kms, err = openFloor(w.in("home/config.yaml"), config.LocalAlias, 0); err != nil {
+	if s.kms, err = openFloor(w.in("home/config.yaml")); err != nil {
 		return nil, err
 	}
 	for _, command := range [][]string{{"kms", "serve"}, {"agent"}} {
@@ -211,7 +211,7 @@ func (s *site) lock(ctx context.Context, i int) error {
 // server has then, and locks them again.
 func (s *site) storm(ctx context.Context) (took time.Duration, mib float64, err error) {
 	begin := time.Now()
-	if err := s.all(func(i int) error { return s.unlock(ctx, i) }); err != nil {
+	if err := s.all(manyVMs, func(i int) error { return s.unlock(ctx, i) }); err != nil {
 		return 0, 0, err
 	}
 	took = time.Since(begin)
@@ -230,12 +230,12 @@ func (s *site) storm(ctx context.Context) (took time.Duration, mib float64, err 
 		}
 		sizes = append(sizes, size)
 	}
-	return took, middle(sizes), s.all(func(i int) error { return s.lock(ctx, i) })
+	return took, middle(sizes), s.all(manyVMs, func(i int) error { return s.lock(ctx, i) })
 }
 
-func (s *site) all(do func(i int) error) error {
+func (s *site) all(n int, do func(i int) error) error {
 	var all errgroup.Group
-	for i := range manyVMs {
+	for i := range n {
 		all.Go(func() error { return do(i) })
 	}
 	return all.Wait()
@@ -264,13 +264,12 @@ type floor struct {
 	request []byte
 }
 
-// openFloor is for a server of an alias.
-func openFloor(configFile, name string, server int) (*floor, error) {
+func openFloor(configFile string) (*floor, error) {
 	c, err := config.Load(configFile)
 	if err != nil {
 		return nil, err
 	}
-	alias, _ := c.Alias(name)
+	alias, _ := c.Alias(config.LocalAlias)
 	cert, err := tls.LoadX509KeyPair(alias.ClientCert, alias.ClientKey)
 	if err != nil {
 		return nil, err
@@ -279,7 +278,7 @@ func openFloor(configFile, name string, server int) (*floor, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &floor{address: alias.Servers[server].Address, tls: kmipwire.TLSConfig()}
+	f := &floor{address: alias.Servers[0].Address, tls: kmipwire.TLSConfig()}
 	f.tls.MinVersion = tls.VersionTLS13
 	f.tls.Certificates = []tls.Certificate{cert}
 	f.tls.RootCAs = x509.NewCertPool()
