@@ -10,8 +10,8 @@ import (
 type KeyUses struct {
 	// VMs are the descriptors of those that need a KEK, by alias and KEK ID.
 	VMs map[string]map[string][]string
-	// Unknown are the descriptors and datastores that could not be read, with the reason:
-	// they may need any KEK.
+	// Unknown are the descriptors and datastores that could not be read, and the symbolic
+	// links behind which nothing was looked at, with the reason: there, any KEK may be needed.
 	Unknown []string
 }
 
@@ -20,14 +20,9 @@ type KeyUses struct {
 func (h *Host) KeyUses(ctx context.Context) (*KeyUses, error) {
 	u := &KeyUses{VMs: map[string]map[string][]string{}}
 	for _, root := range h.Datastores {
-		err := Scan(ctx, h.Datastores, root, func(path string, t *Target, err error) error {
-			if err != nil {
-				u.Unknown = append(u.Unknown, fmt.Sprintf("%s: %v", path, err))
-				return nil
-			}
-			u.add(t)
-			return nil
-		})
+		s := newScan(h.Datastores, u.look)
+		s.links = func(problem string) { u.Unknown = append(u.Unknown, problem) }
+		err := s.datastore(ctx, root)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -36,6 +31,15 @@ func (h *Host) KeyUses(ctx context.Context) (*KeyUses, error) {
 		}
 	}
 	return u, nil
+}
+
+func (u *KeyUses) look(path string, t *Target, err error) error {
+	if err != nil {
+		u.Unknown = append(u.Unknown, fmt.Sprintf("%s: %v", path, err))
+		return nil
+	}
+	u.add(t)
+	return nil
 }
 
 func (u *KeyUses) add(t *Target) {

@@ -17,6 +17,7 @@ var ErrPreflight = errors.New("VMs could not be unlocked if this host rebooted n
 type Preflight struct {
 	VMs        []VMPreflight     `json:"vms"` // those with encrypted disks
 	Datastores []UnreadDatastore `json:"unreadDatastores"`
+	Links      []string          `json:"links"`   // symbolic links behind which nothing was looked at, and why
 	Circles    []string          `json:"circles"` // of VMs that run key managers and need each other
 }
 
@@ -45,10 +46,10 @@ const preflightBatch = 500
 // Preflight looks at all VMs in the datastores as if none was unlocked and nothing was
 // left of what this host knows.
 func (h *Host) Preflight(ctx context.Context) (*Preflight, error) {
-	p := &Preflight{VMs: []VMPreflight{}, Datastores: []UnreadDatastore{}, Circles: []string{}}
+	p := &Preflight{VMs: []VMPreflight{}, Datastores: []UnreadDatastore{}, Links: []string{}, Circles: []string{}}
 	var targets []*Target
 	for _, root := range h.Datastores {
-		err := Scan(ctx, h.Datastores, root, func(path string, t *Target, err error) error {
+		s := newScan(h.Datastores, func(path string, t *Target, err error) error {
 			switch {
 			case err != nil:
 				p.VMs = append(p.VMs, VMPreflight{Name: path, Descriptor: path, Problems: []string{err.Error()}, Warnings: []string{}, causes: []error{err}})
@@ -57,6 +58,8 @@ func (h *Host) Preflight(ctx context.Context) (*Preflight, error) {
 			}
 			return nil
 		})
+		s.links = func(problem string) { p.Links = append(p.Links, problem) }
+		err := s.datastore(ctx, root)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,10 @@ func Scan(ctx context.Context, datastores []string, root string, see func(path s
 type scan struct {
 	datastores []string
 	see        func(path string, t *Target, err error) error
+
+	// links, if set, hears of each symbolic link behind which VMs may lie that are not looked
+	// at, with the reason.
+	links func(problem string)
 
 	files, descriptors, text int   // how many there may still be
 	leftOut                  error // why something was
@@ -84,14 +89,50 @@ func (s *scan) entry(ctx context.Context, folder *os.File, entry fs.DirEntry, de
 		return s.enter(ctx, folder, entry.Name(), depth+1)
 	case entry.Type().IsRegular() && strings.EqualFold(filepath.Ext(entry.Name()), ".vmx"):
 		return s.look(filepath.Join(folder.Name(), entry.Name()), entry)
+	case entry.Type()&fs.ModeSymlink != 0 && s.links != nil:
+		s.follow(filepath.Join(folder.Name(), entry.Name()))
 	}
 	return nil
+}
+
+// follow tells of a symbolic link to a folder or a descriptor that is looked at in no
+// datastore, and of one that leads nowhere: there may be VMs that are not mounted now.
+func (s *scan) follow(link string) {
+	target, info, err := whereTo(link)
+	switch {
+	case err != nil:
+		s.links(fmt.Sprintf("%s: a symbolic link that can't be followed: %v", link, err))
+	case !info.IsDir() && !isDescriptor(link) && !isDescriptor(target):
+	case s.isSearched(target) && (info.IsDir() || isDescriptor(target)):
+	default:
+		s.links(fmt.Sprintf("%s: a symbolic link to %s, where nothing is looked at: name its folder in datastores, too", link, target))
+	}
+}
+
+// whereTo gives what a path leads to, by a path without symbolic links.
+func whereTo(path string) (target string, info fs.FileInfo, err error) {
+	if target, err = filepath.EvalSymlinks(path); err == nil {
+		info, err = os.Stat(target)
+	}
+	return target, info, err
+}
+
+// isSearched tells whether a path without links lies in a datastore, or is one.
+func (s *scan) isSearched(path string) bool {
+	return slices.ContainsFunc(s.datastores, func(root string) bool {
+		root, _, err := whereTo(root)
+		if err != nil {
+			return false
+		}
+		name, err := filepath.Rel(root, path)
+		return err == nil && filepath.IsLocal(name)
+	})
 }
 
 // enter looks at what is in a folder within another.
 func (s *scan) enter(ctx context.Context, parent *os.File, name string, depth int) error {
 	if depth > maxDepth {
-		s.leftOut = fmt.Errorf("%w: folders %d deep", ErrLimit, maxDepth)
+		s.leftOut = fmt.Errorf("%w: folders %d deep, such as %s", ErrLimit, maxDepth, filepath.Join(parent.Name(), name))
 		return nil
 	}
 	folder, err := openFolder(parent, name)

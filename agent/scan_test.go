@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,6 +102,55 @@ func TestScanFollowsNoLinks(t *testing.T) {
 	if folder, err := openFolder(parent, "folder"); err == nil {
 		folder.Close()
 		t.Error("a link is opened as a folder")
+	}
+}
+
+// TestScanTellsOfLinks behind which there may be VMs, unless these are found all the same.
+func TestScanTellsOfLinks(t *testing.T) {
+	datastore, outside := t.TempDir(), t.TempDir()
+	other := filepath.Join(outside, "other")
+	root := filepath.Join(t.TempDir(), "root") // the datastore may be a link itself
+	broken(t, filepath.Join(datastore, "vm/vm.vmx"), filepath.Join(datastore, "vm/vm.bak"),
+		filepath.Join(outside, "vm.vmx"), filepath.Join(outside, "disk.img"), filepath.Join(other, "vm.vmx"))
+	links := map[string]struct {
+		to   string
+		told bool
+	}{
+		"folder":                 {outside, true},
+		"above":                  {"..", true},
+		"relative":               {"vm", false},
+		"itself":                 {".", false},
+		"another datastore":      {other, false},
+		"descriptor.vmx":         {filepath.Join(outside, "vm.vmx"), true},
+		"inside.vmx":             {"vm/vm.vmx", false},
+		"other.vmx":              {filepath.Join(other, "vm.vmx"), false},
+		"by another name.vmx":    {"vm/vm.bak", true},
+		"descriptor as a backup": {filepath.Join(outside, "vm.vmx"), true},
+		"disk.img":               {filepath.Join(outside, "disk.img"), false},
+		"gone":                   {filepath.Join(outside, "gone"), true},
+		"circle":                 {"circle", true},
+	}
+	want := map[string]bool{}
+	for name, link := range links {
+		if err := os.Symlink(link.to, filepath.Join(datastore, name)); err != nil {
+			t.Fatal(err)
+		}
+		want[name] = link.told
+	}
+	if err := os.Symlink(datastore, root); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for name := range links {
+		got[name] = false
+	}
+	s := newScan([]string{root, other}, func(string, *Target, error) error { return nil })
+	s.links = func(problem string) {
+		path, _, _ := strings.Cut(problem, ": ")
+		got[filepath.Base(path)] = true
+	}
+	if err := s.datastore(t.Context(), root); err != nil || !maps.Equal(got, want) {
+		t.Errorf("told are %v, want %v, %v", got, want, err)
 	}
 }
 

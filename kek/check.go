@@ -10,7 +10,7 @@ import (
 // KeyResult says how a key manager has a key.
 type KeyResult string
 
-// What Check and Survey can find.
+// What Canary and Survey can find.
 const (
 	KeyOK          KeyResult = "ok"
 	KeyMissing     KeyResult = "missing"     // it knows no such key, or has destroyed it
@@ -33,16 +33,19 @@ func (k KeyCheck) Different(detail string) KeyCheck {
 	return k
 }
 
-// Check asks every key manager of the cluster for a key, all at once, and compares what
-// they give, in constant time: where they differ, most of them are right, or else the
-// first. The result is in the order of the configuration.
-func (c *Cluster) Check(ctx context.Context, id string) []KeyCheck {
+// check asks every key manager of the cluster for a key, but those that are gone: those of
+// the own site all at once and then those of others. What they give is compared, in constant
+// time: where they differ, most of them are right, or else the first. The result is in the
+// order of the configuration.
+func (c *Cluster) check(ctx context.Context, id string, gone map[int]*fault) []KeyCheck {
 	checks, keys := make([]KeyCheck, len(c.servers)), make([]*Key, len(c.servers))
-	var wg sync.WaitGroup
-	for i := range c.servers {
-		wg.Go(func() { checks[i], keys[i], _ = c.inspect(ctx, i, id) })
-	}
-	wg.Wait()
+	c.ownFirst(func(i int) {
+		if gone[i] != nil {
+			checks[i] = failed(gone[i])
+		} else {
+			checks[i], keys[i], _ = c.inspect(ctx, i, id)
+		}
+	})
 	right := prevalent(keys)
 	for i, key := range keys {
 		if key != nil && !key.Material.Equal(right.Material) {
@@ -101,8 +104,7 @@ func (c *Cluster) inspect(ctx context.Context, server int, id string) (_ KeyChec
 	key, err := c.getFrom(ctx, server, id)
 	if err != nil {
 		f := c.diagnose(check.Address, err)
-		check.Result, check.Detail = keyResult(f), f.Error()
-		return check, nil, f.state == StateUnreachable || f.state == StateUntrusted
+		return failed(f), nil, f.isGone()
 	}
 	if key.State != Active {
 		check.Result, check.Detail = KeyInactive, fmt.Sprintf("the key is %s", key.State)
@@ -120,6 +122,12 @@ func (c *Cluster) getFrom(ctx context.Context, server int, id string) (*Key, err
 	return work(ctx, c.servers[server], func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
 }
 
+// isGone tells whether it is no use to ask the key manager for anything.
+func (f *fault) isGone() bool { return f.state == StateUnreachable || f.state == StateUntrusted }
+
+// failed is the check of a key that was not to be had.
+func failed(f *fault) KeyCheck { return KeyCheck{f.address, keyResult(f), f.Error()} }
+
 // keyResult tells what it means for a key that it was not to be had.
 func keyResult(f *fault) KeyResult {
 	switch {
@@ -131,16 +139,4 @@ func keyResult(f *fault) KeyResult {
 		return KeyDenied
 	}
 	return KeyUnreachable
-}
-
-// ErrCanary means that no key manager of a cluster gives a key that it should.
-var ErrCanary = errors.New("no key manager gives the key that it is tried with")
-
-// Canary tries the key managers of the cluster with a key that they have: that they answer
-// does not prove that keys can be had. ErrNotFound if there is no key to try.
-func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
-	if id, err = c.AnyKey(ctx); err != nil {
-		return "", nil, err
-	}
-	return id, c.Check(ctx, id), nil
 }

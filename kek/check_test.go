@@ -55,7 +55,7 @@ func results(checks []KeyCheck) (all []KeyResult) {
 
 func TestCheck(t *testing.T) {
 	c, want := unlikeReplicas(t)
-	checks := c.Check(t.Context(), "7")
+	checks := c.check(t.Context(), "7", nil)
 	if got := results(checks); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
@@ -68,7 +68,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"", "8\n"} {
-		if got := c.Check(t.Context(), id)[0]; got.Result != KeyMissing {
+		if got := c.check(t.Context(), id, nil)[0]; got.Result != KeyMissing {
 			t.Errorf("key %q: %+v", id, got)
 		}
 	}
@@ -80,7 +80,7 @@ func TestCheckTakesTheFirstOfTwo(t *testing.T) {
 	startFake(t, first)
 	second.pki = first.pki
 	startFake(t, second)
-	got := results(open(t, first.pki, first.address, second.address).Check(t.Context(), "7"))
+	got := results(open(t, first.pki, first.address, second.address).check(t.Context(), "7", nil))
 	if want := []KeyResult{KeyOK, KeyDifferent}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

@@ -196,7 +196,7 @@ func TestRests(t *testing.T) {
 	first.mu.Lock()
 	first.raw = nil
 	first.mu.Unlock()
-	for deadline := time.Now().Add(30 * time.Second); c.servers[0].rests(time.Now()) || len(first.requests()) == n; {
+	for deadline := time.Now().Add(30 * time.Second); !c.servers[0].restsSince().IsZero() || len(first.requests()) == n; {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody looked after the server that had failed")
 		}
@@ -331,22 +331,27 @@ func TestOtherSitesOneByOne(t *testing.T) {
 	checkOrder(t, c, 1, -1, 3, 0, -1, 2, -1)
 }
 
-// TestSiteThatHasFailed: a site comes last while all of its servers rest, and in its turn
-// again as soon as one has answered.
+// TestSiteThatHasFailed: a site all of whose servers rest comes after another one that has
+// answered since, and in its turn again as soon as one of its servers has.
 func TestSiteThatHasFailed(t *testing.T) {
-	c := cluster(t, &fake{}, &fake{}, &fake{})
-	for i, site := range []string{"own", "own", "x"} {
+	c := cluster(t, &fake{}, &fake{}, &fake{}, &fake{})
+	for i, site := range []string{"own", "own", "x", "y"} {
 		c.servers[i].Site = site
 	}
 	c.site = "own"
+	c.servers[3].noteAnswer()
 	c.servers[0].rest()
-	checkOrder(t, c, 1, 0, -1, 2, -1)
+	checkOrder(t, c, 1, 0, -1, 2, -1, 3, -1)
 	c.servers[1].rest()
-	checkOrder(t, c, 2, -1, 0, 1, -1)
-	c.servers[2].rest()
-	checkOrder(t, c, 0, 1, -1, 2, -1)
+	checkOrder(t, c, 0, 1, -1, 2, -1, 3, -1)
+	c.servers[3].noteAnswer()
+	checkOrder(t, c, 3, -1, 0, 1, -1, 2, -1)
+	c.servers[3].rest()
+	checkOrder(t, c, 0, 1, -1, 2, -1, 3, -1)
+	c.servers[3].noteSuccess()
+	checkOrder(t, c, 3, -1, 0, 1, -1, 2, -1)
 	c.servers[1].noteSuccess()
-	checkOrder(t, c, 1, 0, -1, 2, -1)
+	checkOrder(t, c, 1, 0, -1, 2, -1, 3, -1)
 }
 
 // checkOrder compares the order in which servers are asked, with a -1 after each site.
@@ -377,17 +382,17 @@ func TestProbe(t *testing.T) {
 		s := &server{cluster: c, places: make(chan struct{}, 1)}
 		s.rest()
 		time.Sleep(2 * firstRest)
-		if !s.rests(time.Now()) {
+		if s.restsSince().IsZero() {
 			t.Error("it is asked in its turn while nobody knows that it is well")
 		}
 		dialed <- syscall.ECONNREFUSED
 		time.Sleep(firstRest)
-		if !s.rests(time.Now()) {
+		if s.restsSince().IsZero() {
 			t.Error("it is asked in its turn after it has failed again")
 		}
 		dialed <- &net.OpError{Op: remoteAlert, Err: errors.New("tls: access denied")}
 		synctest.Wait()
-		if s.rests(time.Now()) {
+		if !s.restsSince().IsZero() {
 			t.Error("it has answered, and is asked last")
 		}
 	})

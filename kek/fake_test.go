@@ -39,6 +39,7 @@ type fake struct {
 	mu    sync.Mutex
 	seen  []string // version and operation of each request
 	names []string // of the keys that were made
+	skips []int    // the offset of each Locate
 	conns []net.Conn
 }
 
@@ -161,6 +162,9 @@ func (f *fake) answer(msg []byte) []byte {
 	case kmip14.OperationLocate:
 		var locate kmipwire.LocateRequest
 		_ = kmipwire.UnmarshalPayload(req.BatchItem[0].RequestPayload, &locate) // likewise
+		f.mu.Lock()
+		f.skips = append(f.skips, locate.OffsetItems)
+		f.mu.Unlock()
 		payload = f.located(nameIn(locate.Attribute))
 	}
 	resp := kmipwire.ResponseMessage{

@@ -385,6 +385,29 @@ func TestReplicaLags(t *testing.T) {
 	})
 }
 
+// TestCanaryFindsAReplicaThatLags: of all keys, the one is tried that not all have.
+func TestCanaryFindsAReplicaThatLags(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		for range 3 {
+			r.Replicas.Create(0)
+		}
+		r.Lag(2)
+		late := r.Replicas.Create(1)
+		id, checks, err := r.Canary(r.t.Context())
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if want := []KeyResult{KeyOK, KeyOK, KeyMissing}; id != late || !slices.Equal(results(checks), want) {
+			r.t.Errorf("key %q is %v, want %q to be %v", id, checks, late, want)
+		}
+		r.Replicas.Revoke(0, late)
+		id, checks, err = r.Canary(r.t.Context())
+		if want := []KeyResult{KeyOK, KeyOK, KeyOK}; id == late || err != nil || !slices.Equal(results(checks), want) {
+			r.t.Errorf("key %q is %v: %v", id, checks, err)
+		}
+	})
+}
+
 // TestLostAtAReplicaThatLags: a key that cannot be found is made again, under another
 // name, and what was made first is never used.
 func TestLostAtAReplicaThatLags(t *testing.T) {

@@ -145,7 +145,7 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 		c.hedgeAfter = cmp.Or(*config.HedgeAfter, never)
 	}
 	if dial == nil {
-		c.dial = dialTCP
+		c.dial = tcp(c.dialTimeout)
 	}
 	err := checkLimits(config)
 	if err == nil {
@@ -177,10 +177,6 @@ func checkLimits(config Config) error {
 		}
 	}
 	return nil
-}
-
-func dialTCP(ctx context.Context, address string) (net.Conn, error) {
-	return new(net.Dialer).DialContext(ctx, "tcp", address)
 }
 
 func (c *Cluster) addServers(config Config) error {

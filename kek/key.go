@@ -36,6 +36,9 @@ const (
 	Active      State = "active"
 	Deactivated State = "deactivated"
 	Compromised State = "compromised"
+	// Expired is an active key whose time is over by its Protect Stop Date or Deactivation
+	// Date (sections 3.26 and 3.27): not every key manager has its state follow these.
+	Expired State = "expired"
 )
 
 // Destroy wipes the key's bytes here; the key manager keeps its own.
@@ -92,7 +95,7 @@ func (s *session) clarify(ctx context.Context, id string, err error) error {
 
 // material fetches the bytes of a key.
 func (s *session) material(ctx context.Context, id string) (_ *secret.Buffer, err error) {
-	defer s.cluster.watch(ctx, s.address, kmip14.OperationGet.String(), time.Now(), &err)
+	defer s.server.cluster.watch(ctx, s.server.Address, kmip14.OperationGet.String(), time.Now(), &err)
 	req := kmipwire.GetRequest{UniqueIdentifier: id, KeyFormatType: kmip14.KeyFormatTypeRaw}
 	msg, err := s.ask(ctx, kmip14.OperationGet, req)
 	if err != nil {
@@ -141,7 +144,7 @@ func checkKey(resp *kmipwire.GetResponse) error {
 // state asks for the state of a key. The error wraps ErrDestroyed when that is
 // its state.
 func (s *session) state(ctx context.Context, id string) (State, error) {
-	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: []string{kmipwire.AttrState}}
+	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: stateAttributes}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
 		return "", err
@@ -149,12 +152,29 @@ func (s *session) state(ctx context.Context, id string) (State, error) {
 	if err := sameID(resp.UniqueIdentifier, id); err != nil {
 		return "", err
 	}
-	for _, a := range resp.Attribute {
-		if a.AttributeName == kmipwire.AttrState {
-			return parseState(a.AttributeValue)
+	return stateOf(resp.Attribute)
+}
+
+// stateAttributes are those that tell what a key may be used for.
+var stateAttributes = []string{kmipwire.AttrState, kmipwire.AttrProtectStopDate, kmipwire.AttrDeactivationDate}
+
+// stateOf takes the state of a key out of its attributes.
+func stateOf(attributes []kmipwire.Attribute) (state State, err error) {
+	err = fmt.Errorf("%w: no key state", errProtocol)
+	over := false
+	for _, a := range attributes {
+		switch a.AttributeName {
+		case kmipwire.AttrState:
+			state, err = parseState(a.AttributeValue)
+		case kmipwire.AttrProtectStopDate, kmipwire.AttrDeactivationDate:
+			end, isDate := a.AttributeValue.(time.Time)
+			over = over || isDate && !time.Now().Before(end)
 		}
 	}
-	return "", fmt.Errorf("%w: no key state", errProtocol)
+	if state == Active && over {
+		state = Expired
+	}
+	return state, err
 }
 
 func parseState(value any) (State, error) {

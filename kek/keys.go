@@ -26,7 +26,7 @@ const locatePage = 1000
 // except of those that are destroyed. The first that answers is asked.
 func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 	list := func(ctx context.Context, s *session) ([]KeyInfo, error) {
-		ids, err := s.locateAll(ctx)
+		ids, err := s.locateAll(ctx, kekAttributes())
 		if err != nil {
 			return nil, err
 		}
@@ -35,26 +35,9 @@ func (c *Cluster) List(ctx context.Context) ([]KeyInfo, error) {
 	return ask(ctx, c, list, func([]KeyInfo) {})
 }
 
-// AnyKey gives the ID of an active key that the cluster has for this client, always the
-// same where the key managers keep their order. ErrNotFound if there is none.
-func (c *Cluster) AnyKey(ctx context.Context) (string, error) {
-	find := func(ctx context.Context, s *session) (string, error) {
-		active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
-		ids, err := s.locateKeys(ctx, kmipwire.LocateRequest{MaximumItems: 1, Attribute: append(kekAttributes(), active)})
-		if err != nil {
-			return "", err
-		}
-		if len(ids) == 0 {
-			return "", fmt.Errorf("%w that is active", ErrNotFound)
-		}
-		return ids[0], nil
-	}
-	return ask(ctx, c, find, func(string) {})
-}
-
 // Revoke takes a key out of use: nothing more can be wrapped under it, and what is can
 // still be unwrapped. Compromised says that others may know it. It succeeds for a key
-// that is revoked already.
+// that is revoked already. ErrDestroyed: it is destroyed, which some servers call ErrNotFound.
 func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error {
 	reason := kmip14.RevocationReasonCodeCessationOfOperation
 	if compromised {
@@ -72,6 +55,9 @@ func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error
 		if stateErr == nil && (state == Compromised || state == Deactivated && !compromised) {
 			return nil // perhaps the answer to an earlier try was lost
 		}
+		if errors.Is(stateErr, ErrDestroyed) {
+			err = stateErr
+		}
 		return fmt.Errorf("revoke key %q: %w", id, err)
 	})
 }
@@ -85,7 +71,7 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 			return nil
 		case err != nil:
 			return fmt.Errorf("get state of key %q: %w", id, err)
-		case state == Active:
+		case state == Active, state == Expired:
 			return fmt.Errorf("destroy key %q: %w", id, ErrInUse)
 		}
 		req := kmipwire.DestroyRequest{UniqueIdentifier: id}
@@ -139,37 +125,63 @@ func kekAttributes() []kmipwire.Attribute {
 	}
 }
 
-// locateAll finds all keys that can be KEKs. From a server that can't give them part by
-// part, since that came with KMIP 1.3, it takes what it gives at once.
-func (s *session) locateAll(ctx context.Context) (all []string, err error) {
-	req := kmipwire.LocateRequest{Attribute: kekAttributes()}
+// locateAll finds all keys that have the attributes. From a server that can't give them part by
+// part, since that came with KMIP 1.3 or it heeds no offset, it takes what it gives at once.
+func (s *session) locateAll(ctx context.Context, attributes []kmipwire.Attribute) (all []string, err error) {
+	whole := kmipwire.LocateRequest{Attribute: attributes}
 	if s.version.ProtocolVersionMinor < 3 {
-		return s.locateKeys(ctx, req)
+		all, _, err = s.locateKeys(ctx, whole)
+		return all, err
 	}
-	req.MaximumItems = locatePage
+	part, seen := whole, map[string]bool{}
+	part.MaximumItems = locatePage
 	for {
-		ids, err := s.locateKeys(ctx, req)
+		ids, total, err := s.locateKeys(ctx, part)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, ids...)
-		if req.OffsetItems = len(all); len(ids) < locatePage {
+		before := len(all)
+		all = appendNew(all, seen, ids)
+		part.OffsetItems += len(ids)
+		switch isNew := len(all) > before; {
+		case isNew && (len(ids) >= locatePage || part.OffsetItems < total): // it may give fewer than it is asked for
+		case !isNew && len(ids) == locatePage: // the same again
+			all, _, err = s.locateKeys(ctx, whole)
+			return all, err
+		default:
 			return all, nil
 		}
 	}
 }
 
-func (s *session) locateKeys(ctx context.Context, req kmipwire.LocateRequest) ([]string, error) {
+// appendNew appends those that were not seen before: a key that is made while others are
+// listed may move them.
+func appendNew(all []string, seen map[string]bool, ids []string) []string {
+	for _, id := range ids {
+		if !seen[id] {
+			seen[id] = true
+			all = append(all, id)
+		}
+	}
+	return all
+}
+
+// locateKeys gives the keys that are asked for, and how many there are in all, or 0 if the
+// server does not say.
+func (s *session) locateKeys(ctx context.Context, req kmipwire.LocateRequest) (ids []string, total int, err error) {
 	var resp kmipwire.LocateResponse
 	if err := s.call(ctx, kmip14.OperationLocate, req, &resp); err != nil {
-		return nil, fmt.Errorf("locate keys: %w", err)
+		return nil, 0, fmt.Errorf("locate keys: %w", err)
 	}
 	for _, id := range resp.UniqueIdentifier {
 		if err := checkID(id); err != nil {
-			return nil, fmt.Errorf("locate keys: %w: %w", errProtocol, err)
+			return nil, 0, fmt.Errorf("locate keys: %w: %w", errProtocol, err)
 		}
 	}
-	return resp.UniqueIdentifier, nil
+	if resp.LocatedItems != nil {
+		total = *resp.LocatedItems
+	}
+	return resp.UniqueIdentifier, total, nil
 }
 
 // describeAll leaves out keys that are destroyed, perhaps meanwhile.
@@ -188,30 +200,31 @@ func (s *session) describeAll(ctx context.Context, ids []string) (all []KeyInfo,
 }
 
 func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
-	info := KeyInfo{ID: id}
 	req := kmipwire.GetAttributesRequest{
 		UniqueIdentifier: id,
-		AttributeName:    []string{kmipwire.AttrState, kmipwire.AttrName, kmipwire.AttrInitialDate},
+		AttributeName:    append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...),
 	}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
-		return info, err
+		return KeyInfo{}, err
 	}
 	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return info, err
+		return KeyInfo{}, err
 	}
-	for _, a := range resp.Attribute {
-		if err := info.take(a); err != nil {
-			return info, err
-		}
-	}
-	return info, nil
+	return keyInfo(id, resp.Attribute)
 }
 
-func (k *KeyInfo) take(a kmipwire.Attribute) (err error) {
+func keyInfo(id string, attributes []kmipwire.Attribute) (info KeyInfo, err error) {
+	info.ID = id
+	for _, a := range attributes {
+		info.take(a)
+	}
+	info.State, err = stateOf(attributes)
+	return info, err
+}
+
+func (k *KeyInfo) take(a kmipwire.Attribute) {
 	switch a.AttributeName {
-	case kmipwire.AttrState:
-		k.State, err = parseState(a.AttributeValue)
 	case kmipwire.AttrInitialDate:
 		k.Created, _ = a.AttributeValue.(time.Time)
 	case kmipwire.AttrName:
@@ -220,5 +233,4 @@ func (k *KeyInfo) take(a kmipwire.Attribute) (err error) {
 			k.Name = name.NameValue
 		}
 	}
-	return err
 }

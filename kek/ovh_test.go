@@ -20,26 +20,7 @@ func TestOVH(t *testing.T) {
 			if s := c.Status(t.Context())[0]; s.State != StateOK || s.Version != v.String() || s.TLS != "TLS 1.3" || s.Vendor != ovhkmip.Vendor {
 				t.Errorf("status %+v, want %s", s, v)
 			}
-			testOVH(t, c)
+			lifeOfKeys(t, c, ErrNotFound) // it forgets destroyed keys
 		})
 	}
-}
-
-func testOVH(t *testing.T, c *Cluster) {
-	key, err := c.Create(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer key.Destroy()
-	again, err := c.Get(t.Context(), key.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Destroy()
-	if !again.Material.Equal(key.Material) || again.Usable() != nil {
-		t.Errorf("another key came back: %+v", again)
-	}
-	endLife(t, c, key.ID)
-	_, err = c.Get(t.Context(), key.ID)
-	expect(t, err, ErrNotFound) // it forgets destroyed keys
 }

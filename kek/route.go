@@ -10,39 +10,67 @@ import (
 
 // order gives the servers in the order in which they are asked: those of the own site,
 // and then, if none of these can help, those of one other site after the other. Of each,
-// those that failed a short time ago come last, and so does a site of which all did.
+// those that failed a short time ago come last. While all of the own site have, a site that
+// has answered since then goes before it.
 func (c *Cluster) order() (sites [][]*server) {
-	names := []string{c.site}
+	own, outage := c.inSite(c.site)
+	var later [][]*server
+	for _, name := range c.otherSites() {
+		site, _ := c.inSite(name)
+		if !outage.IsZero() && answersSince(site, outage) {
+			sites = append(sites, site)
+		} else {
+			later = append(later, site)
+		}
+	}
+	if len(own) > 0 {
+		sites = append(sites, own)
+	}
+	return append(sites, later...)
+}
+
+func (c *Cluster) otherSites() (names []string) {
 	for _, s := range c.servers {
-		if !slices.Contains(names, s.Site) {
+		if s.Site != c.site && !slices.Contains(names, s.Site) {
 			names = append(names, s.Site)
 		}
 	}
-	var failed [][]*server
-	for _, name := range names {
-		switch well, resting := c.inSite(name); {
-		case len(well) > 0:
-			sites = append(sites, append(well, resting...))
-		case len(resting) > 0:
-			failed = append(failed, resting)
-		}
-	}
-	return append(sites, failed...)
+	return names
 }
 
-// inSite gives the servers of a site.
-func (c *Cluster) inSite(site string) (well, resting []*server) {
-	now := time.Now()
+// inSite gives the servers of a site, and since when all of them have failed; else the
+// time is zero.
+func (c *Cluster) inSite(site string) (servers []*server, outage time.Time) {
+	var resting []*server
 	for _, s := range c.servers {
-		switch {
-		case s.Site != site:
-		case s.rests(now):
-			resting = append(resting, s)
-		default:
-			well = append(well, s)
+		if s.Site != site {
+			continue
+		}
+		if since := s.restsSince(); since.IsZero() {
+			servers = append(servers, s)
+		} else {
+			resting, outage = append(resting, s), later(outage, since)
 		}
 	}
-	return well, resting
+	if len(servers) > 0 {
+		outage = time.Time{}
+	}
+	return append(servers, resting...), outage
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// answersSince tells whether one of the servers, which does not rest, has answered since a
+// time.
+func answersSince(servers []*server, t time.Time) bool {
+	return slices.ContainsFunc(servers, func(s *server) bool {
+		return s.restsSince().IsZero() && s.answeredAfter(t)
+	})
 }
 
 // outcome is what a server made of work.

@@ -22,6 +22,7 @@ type server struct {
 	idle     []*session  // the one used last comes last
 	reaper   *time.Timer // closes those that nobody uses; nil while there are none
 	failed   int         // how often in a row it did not answer
+	since    time.Time   // when it did not for the first time
 	resume   time.Time   // until when it is asked last
 	answered time.Time   // when it last did
 	probe    *time.Timer // asks it in the background at that time; nil while all is well, or nothing is kept
@@ -97,6 +98,12 @@ func (s *server) silentSince(begun time.Time) time.Duration {
 		begun = s.answered
 	}
 	return time.Since(begun)
+}
+
+func (s *server) answeredAfter(t time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered.After(t)
 }
 
 func (s *server) leave() { <-s.places }
@@ -186,6 +193,9 @@ func (s *server) rest() {
 	if time.Now().Before(s.resume) {
 		return
 	}
+	if s.failed == 0 {
+		s.since = time.Now()
+	}
 	rest := min(firstRest<<min(s.failed, 6), maxRest)
 	s.failed++
 	s.resume = time.Now().Add(rest)
@@ -198,22 +208,33 @@ func (s *server) rest() {
 	s.probe = time.AfterFunc(rest, s.tryAgain)
 }
 
+// noteAnswer is for one message: the server is not silent.
+func (s *server) noteAnswer() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = time.Now()
+}
+
+// noteSuccess is for work that the server has answered to the end.
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume, s.answered = 0, time.Time{}, time.Now()
+	s.failed, s.resume = 0, time.Time{}
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil
 	}
 }
 
-// rests tells whether the server is better asked last: for a while, and until the one who
-// looks after it has found it well.
-func (s *server) rests(now time.Time) bool {
+// restsSince is since when the server is better asked last: for a while, and until the one
+// who looks after it has found it well. The time is zero if it is not.
+func (s *server) restsSince() (since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.probe != nil || now.Before(s.resume)
+	if s.probe != nil || time.Now().Before(s.resume) {
+		since = s.since
+	}
+	return since
 }
 
 // tryAgain connects to a server that has failed, so that nobody has to wait for it who
@@ -259,7 +280,7 @@ func (s *server) connect(ctx context.Context) (_ *session, err error) {
 	_, transient := raw.(interface{ Transient() })
 	trusted := s.cluster.trust.current()
 	conn := &session{
-		cluster: s.cluster, address: s.Address, transient: transient, trusted: trusted,
+		server: s, transient: transient, trusted: trusted,
 		conn: kmipwire.Client(raw, s.cluster.trust.tls(trusted, s.Server), s.cluster.timeouts),
 	}
 	if err := conn.conn.Handshake(ctx); err != nil {

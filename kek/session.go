@@ -14,8 +14,7 @@ import (
 
 // session is a connection to one key manager that has agreed on a version.
 type session struct {
-	cluster *Cluster
-	address string
+	server  *server
 	conn    *kmipwire.Conn
 	version kmipwire.ProtocolVersion
 
@@ -53,7 +52,7 @@ func (s *session) negotiate(ctx context.Context) error {
 // call has the server do one operation and decodes the answer into response,
 // which must be of a type without key material.
 func (s *session) call(ctx context.Context, op kmip14.Operation, request, response any) (err error) {
-	defer s.cluster.watch(ctx, s.address, op.String(), time.Now(), &err)
+	defer s.server.cluster.watch(ctx, s.server.Address, op.String(), time.Now(), &err)
 	msg, err := s.ask(ctx, op, request)
 	if err != nil {
 		return err
@@ -84,6 +83,7 @@ func (s *session) roundTrip(ctx context.Context, out []byte) ([]byte, error) {
 	writeErr := s.conn.Write(ctx, out)
 	msg, err := s.conn.Read(ctx)
 	if err == nil {
+		s.server.noteAnswer()
 		return msg, nil
 	}
 	if writeErr != nil && alertOf(err) == "" {

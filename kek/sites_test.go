@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -38,6 +40,66 @@ func TestTwoSites(t *testing.T) {
 	checkFetch(t, c, id)
 	if b.Sent() == 0 {
 		t.Error("the key came from the other site without a packet")
+	}
+}
+
+// TestOwnSiteIsAskedFirst: who asks all key managers, asks those of another site when those
+// of the own one have answered.
+func TestOwnSiteIsAskedFirst(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		c := r.Cluster
+		c.servers[0].Site = "elsewhere"
+		far := r.Addresses()[0]
+		r.Proxies[1].Set(faultproxy.Delay(time.Second))
+		ask := map[string]func() int{
+			"Status":          func() int { return len(c.Status(r.t.Context())) },
+			"check":           func() int { return len(c.check(r.t.Context(), id, nil)) },
+			"StatusElsewhere": func() int { return len(c.StatusHere(r.t.Context())) + len(c.StatusElsewhere(r.t.Context())) },
+		}
+		for name, do := range ask {
+			r.Journal.Clear()
+			if n := do(); n != 3 {
+				r.t.Errorf("%s: %d answers", name, n)
+			}
+			events := r.Journal.Events()
+			first := slices.IndexFunc(events, func(e faultproxy.Event) bool { return e.Server == far })
+			last := len(events) - 1
+			for events[last].Server == far {
+				last--
+			}
+			if first < 0 || first < last || events[first].At.Sub(events[0].At) < time.Second {
+				r.t.Errorf("%s: asked were %+v", name, events)
+			}
+		}
+		r.Journal.Clear()
+		if got := c.StatusHere(r.t.Context()); len(got) != 2 || got[1].Address != r.Addresses()[2] || slices.Contains(r.asked(), 0) {
+			r.t.Errorf("%+v", got)
+		}
+	})
+}
+
+// TestHostIsGone: a connection that was kept does not make a host that is gone pass for a key
+// manager that is slow.
+func TestHostIsGone(t *testing.T) {
+	a, b := netns.New(t), netns.New(t)
+	link := netns.Connect(t, a, b, "10.78.0.1/24", "10.78.0.2/24")
+	home := newHome(t)
+	id := makeKey(t, home)
+	config := configOf(home)
+	config.ConnectTimeout = time.Second
+	config.Servers = []Server{{Address: serveAt(t, a, home, "10.78.0.1:0"), ServerName: "localhost"}}
+	c := openConfig(t, config, func(ctx context.Context, address string) (conn net.Conn, err error) {
+		b.Do(func() { conn, err = tcp(config.ConnectTimeout)(ctx, address) })
+		return conn, err
+	})
+	checkFetch(t, c, id)
+	link.Cut()
+	begun := time.Now()
+	_, err := c.Get(t.Context(), id)
+	expect(t, err, ErrUnavailable)
+	if took := time.Since(begun); took > defaultTimeout/2 {
+		t.Errorf("it took %v", took)
 	}
 }
 

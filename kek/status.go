@@ -2,7 +2,6 @@ package kek
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/gemalto/kmip-go/kmip14"
@@ -38,15 +37,12 @@ type ServerStatus struct {
 // Expires tells until when the client certificate is valid.
 func (c *Cluster) Expires() time.Time { return c.trust.expires() }
 
-// Status asks every key manager of the cluster, all at once, for the version of
-// KMIP to speak. The result is in the order of the configuration.
+// Status asks every key manager of the cluster for the version of KMIP to speak: those of
+// the own site all at once, and then those of others. The result is in the order of the
+// configuration.
 func (c *Cluster) Status(ctx context.Context) []ServerStatus {
 	all := make([]ServerStatus, len(c.servers))
-	var wg sync.WaitGroup
-	for i, s := range c.servers {
-		wg.Go(func() { all[i] = s.status(ctx) })
-	}
-	wg.Wait()
+	c.ownFirst(func(i int) { all[i] = c.servers[i].status(ctx) })
 	return all
 }
 
@@ -76,10 +72,19 @@ const maxVendor = 100
 // vendor asks a server who made it. One that refuses to say so is as good as others.
 func (s *session) vendor(ctx context.Context) (string, error) {
 	req := kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{kmip14.QueryFunctionQueryServerInformation}}
-	var resp kmipwire.QueryResponse
+	var resp queryResponse
 	err := s.call(ctx, kmip14.OperationQuery, req, &resp)
 	if isAnswer(err) {
 		err = nil
 	}
-	return text.Clip(printable(resp.VendorIdentification), maxVendor), err
+	return resp.vendor(), err
+}
+
+// queryResponse is no more of a server's answer than is needed: the rest is the vendor's own.
+type queryResponse struct {
+	VendorIdentification string `ttlv:",omitempty"`
+}
+
+func (r *queryResponse) vendor() string {
+	return text.Clip(printable(r.VendorIdentification), maxVendor)
 }

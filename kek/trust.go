@@ -36,7 +36,7 @@ type trust struct {
 // certificates are what the files of a configuration hold. They never change.
 type certificates struct {
 	client tls.Certificate
-	roots  *x509.CertPool // nil where no authority is named: every server is pinned
+	roots  *x509.CertPool // nil where no authority is named: those that are pinned count alone
 }
 
 // openTrust reads the certificates of config and checks its pins.
@@ -115,19 +115,10 @@ func (t *trust) load() (*certificates, error) {
 	if err := c.loadClient(t.config); err != nil {
 		return nil, err
 	}
-	if t.config.CA == "" && t.allPinned() {
+	if t.config.CA == "" && slices.ContainsFunc(t.config.Servers, func(s Server) bool { return t.pinOf(s) != "" }) {
 		return c, nil
 	}
 	return c, c.loadCA(t.config)
-}
-
-func (t *trust) allPinned() bool {
-	for _, s := range t.config.Servers {
-		if t.pinOf(s) == "" {
-			return false
-		}
-	}
-	return true
 }
 
 func (c *certificates) loadClient(config Config) error {
@@ -188,7 +179,7 @@ func (t *trust) tls(now *certificates, s Server) *tls.Config {
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		return &now.client, nil
 	}
-	if pin := t.pinOf(s); pin != "" {
+	if pin := t.pinOf(s); pin != "" || now.roots == nil {
 		config.InsecureSkipVerify = true
 		config.VerifyConnection = func(c tls.ConnectionState) error { return checkPin(pin, c.PeerCertificates) }
 	}
@@ -204,13 +195,18 @@ func (s Server) name() string {
 	return host
 }
 
+// errUnpinned: some servers of an alias without authorities are pinned, and this is not.
+var errUnpinned = errors.New("its certificate is not pinned, and no ca is named that could vouch for it")
+
 // checkPin tells whether a server has shown the one certificate that it may, and that this
-// is still valid. Names and authorities don't matter. The error is of the type that
-// package tls has for it.
+// is still valid. Names and authorities don't matter. Without a pin it may show none. The
+// error is of the type that package tls has for it.
 func checkPin(pin string, shown []*x509.Certificate) error {
 	leaf, now := shown[0], time.Now()
 	want, err := ParseFingerprint(pin)
 	switch {
+	case pin == "":
+		err = errUnpinned
 	case err != nil:
 	case Fingerprint(leaf) != want:
 		err = &pinError{shown: Fingerprint(leaf), pinned: want}
@@ -251,6 +247,9 @@ func judge(alias string, err *tls.CertificateVerificationError) (_ *untrusted, a
 	case errors.As(err, &changed):
 		u.text = changed.Error()
 		return u, "check that the key manager's administrator has renewed it, since somebody else may answer there; then " + trustCommand(alias) + " pins the new one"
+	case errors.Is(err, errUnpinned):
+		u.text = errUnpinned.Error()
+		return u, trustCommand(alias) + " shows it, and pins it when you have confirmed it"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return u.outOfTime(invalid.Cert)
 	case errors.As(err, &host):
@@ -343,7 +342,7 @@ func Shown(ctx context.Context, s Server, dial DialFunc) (*x509.Certificate, err
 	ctx, cancel := context.WithTimeout(ctx, kmipwire.DefaultTimeouts.Handshake)
 	defer cancel()
 	if dial == nil {
-		dial = dialTCP
+		dial = tcp(defaultConnectTimeout)
 	}
 	raw, err := dial(ctx, s.Address)
 	if err != nil {

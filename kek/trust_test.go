@@ -184,6 +184,23 @@ func wantState(t *testing.T, c *Cluster, want ServerState, says ...string) {
 	}
 }
 
+// wantUnreachable checks what check and Survey say of a key at the one server.
+func wantUnreachable(t *testing.T, c *Cluster, says ...string) {
+	t.Helper()
+	checks := c.check(t.Context(), "7", nil)
+	c.Survey(t.Context(), []string{"7", "8"}, func(_ string, _ int, check KeyCheck, _ *Key) { checks = append(checks, check) })
+	for _, check := range checks {
+		if check.Result != KeyUnreachable {
+			t.Errorf("%+v", check)
+		}
+		for _, text := range says {
+			if !strings.Contains(check.Detail, text) {
+				t.Errorf("%q is not in: %s", text, check.Detail)
+			}
+		}
+	}
+}
+
 // TestEachFaultOfACertificateHasItsMessage.
 func TestEachFaultOfACertificateHasItsMessage(t *testing.T) {
 	ours, theirs, ended := newAuthority(t, 100*testDay), newAuthority(t, 100*testDay), newAuthority(t, -2*testDay)
@@ -212,6 +229,7 @@ func TestEachFaultOfACertificateHasItsMessage(t *testing.T) {
 			wantState(t, c, StateUntrusted, test.says...)
 			_, err := c.Get(t.Context(), "7")
 			expect(t, err, ErrUnavailable)
+			wantUnreachable(t, c, test.says...)
 			if len(s.requests()) != 0 {
 				t.Errorf("it was asked: %q", s.requests())
 			}
@@ -248,6 +266,7 @@ func TestPinnedCertificate(t *testing.T) {
 	changed := ca.server()
 	s.show(changed)
 	wantState(t, c, StateUntrusted, "not the pinned one", Fingerprint(changed.Leaf), Fingerprint(pinned.Leaf), "vmcrypt kms trust test")
+	wantUnreachable(t, c, "not the pinned one", Fingerprint(changed.Leaf), "vmcrypt kms trust test")
 
 	past := time.Now().Add(-2 * testDay)
 	old := ca.issue(&x509.Certificate{NotBefore: past.Add(-testDay), NotAfter: past})
@@ -283,6 +302,25 @@ func TestAServersOwnPinCounts(t *testing.T) {
 	}
 }
 
+// TestAServerWithoutAPin among others that have one: it alone is not trusted, though the
+// system's authorities might vouch for it.
+func TestAServerWithoutAPin(t *testing.T) {
+	ca := newAuthority(t, 100*testDay)
+	file := filepath.Join(t.TempDir(), "system.pem")
+	ca.writeCA(file)
+	t.Setenv("SSL_CERT_FILE", file)
+	cert := ca.server()
+	bare, pinned := startShower(t, cert), startShower(t, cert)
+	config := bare.config(t, ca)
+	config.CA, config.Servers = "", []Server{{Address: bare.address}, {Address: pinned.address, Pin: Fingerprint(cert.Leaf)}}
+	c := openConfig(t, config, nil)
+	wantState(t, c, StateUntrusted, "is not pinned", "no ca", "vmcrypt kms trust test")
+	mustGet(t, c)
+	if len(bare.requests()) != 0 || len(pinned.requests()) == 0 {
+		t.Errorf("asked were %q and %q", bare.requests(), pinned.requests())
+	}
+}
+
 // openSSLForm is how "openssl x509 -fingerprint -sha256" writes a fingerprint.
 func openSSLForm(cert *x509.Certificate) string {
 	digits := strings.ToUpper(strings.TrimPrefix(Fingerprint(cert), "sha256:"))
@@ -303,7 +341,7 @@ func TestOpenRefusesPins(t *testing.T) {
 		"SHA-1":               {"sha1:" + strings.Repeat("0a", 20), "", "", "fingerprint"},
 		"not hex":             {"", "sha256:" + strings.Repeat("0g", 32), "", "fingerprint"},
 		"pin and ca":          {good, "", pki.CA, "not both"},
-		"one without either":  {"", good, "", "ca: "},
+		"neither":             {"", "", "", "ca: "},
 		"a CA that is not it": {"", good, pki.ClientKey, "ca " + pki.ClientKey},
 	} {
 		_, err := Open("a", Config{

@@ -133,13 +133,14 @@ func TestHealthRemembersCanaries(t *testing.T) {
 	if !h.isDue("b", now) {
 		t.Error("those of another alias are not tried")
 	}
-	h.set("a", []api.KeyManager{
-		{Alias: "a", Address: "one:1", State: "ok", Canary: "ok"}, {Alias: "a", Address: "two:2", State: "ok", Canary: "missing", CanaryProblem: "key 7"},
-	})
-	next := []api.KeyManager{{Alias: "a", Address: "one:1"}, {Alias: "a", Address: "two:2"}}
-	h.recall("a", next)
-	if next[0].Canary != "ok" || next[1].Canary != "missing" || next[1].CanaryProblem != "key 7" {
-		t.Errorf("%+v", next)
+	h.setCanaries("a", "7", []kek.KeyCheck{{Address: "one:1", Result: kek.KeyOK}, {Address: "two:2", Result: kek.KeyMissing, Detail: "gone"}})
+	h.set("a", []api.KeyManager{{Alias: "a", Address: "one:1", State: "ok"}, {Alias: "a", Address: "two:2", State: "ok"}})
+	if k := h.all(); k[0].Canary != "" || k[1].Canary != "ok" || k[2].Canary != "missing" || k[2].CanaryProblem != "key 7: gone" {
+		t.Errorf("%+v", k)
+	}
+	h.setCanaries("a", "", nil)
+	if k := h.all(); k[1].Canary != "" || k[2].Canary != "" || k[2].CanaryProblem != "" {
+		t.Errorf("with no key to try: %+v", k)
 	}
 }
 

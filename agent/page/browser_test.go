@@ -175,10 +175,11 @@ func warningsFirst(b *browser, s *site) {
 		b.t.Errorf("the order is %s", got)
 	}
 	for selector, words := range map[string]string{
-		".alert":               "Critical /var/lib/libvirt/images/mail01/mail01.vmx",
-		".alert:nth-child(2)":  "Warning KMSCluster kms-b.example.com:5696",
-		".conversion .told":    "40 % of 20 GiB, encrypting, interrupted: run vmcrypt encrypt /var/lib/libvirt/images/db01/db01.vmx to go on",
-		"#keymanagers tbody":   "unreachable",
+		".alert":              "Critical /var/lib/libvirt/images/mail01/mail01.vmx",
+		".alert:nth-child(2)": "Warning KMSCluster kms-b.example.com:5696",
+		".conversion .told":   "40 % of 20 GiB, encrypting, interrupted: run vmcrypt encrypt /var/lib/libvirt/images/db01/db01.vmx to go on",
+		"#keymanagers tbody":  "unreachable",
+		"#keymanagers tr [data-label='Test key']": "given",
 		".vms li":              "restarting",
 		".vms li:nth-child(2)": "db01",
 		".vms li:nth-child(3)": "unlocked",

@@ -346,6 +346,35 @@ func TestEmpty(t *testing.T) {
 }
 
 // TestJSON is what the agent's API tells.
+// TestTestKeys: that a key manager answers is not all; what it gives is told in words.
+func TestTestKeys(t *testing.T) {
+	for _, test := range []struct {
+		state, canary, problem string
+		tells                  []string
+		well                   bool
+	}{
+		{"ok", "", "", []string{"–"}, true},
+		{"ok", "ok", "", []string{"given"}, true},
+		{"ok", "unreachable", "key 7: silent", []string{"no answer", "key 7: silent"}, true},
+		{"ok", "missing", "key 7: gone <b>", []string{"#i-warning", "missing", "key 7: gone &lt;b&gt;"}, false},
+		{"ok", "denied", "key 7: no", []string{"#i-warning", "denied", "key 7: no"}, false},
+		{"unreachable", "ok", "", []string{"–"}, false},
+	} {
+		o := nothing()
+		o.KeyManagers = []api.KeyManager{{Alias: "a", Address: "a:1", State: test.state, Canary: test.canary, CanaryProblem: test.problem}}
+		text := ask(t, open(o), "GET", "/", "").text
+		_, table, _ := strings.Cut(text, "<tbody")
+		for _, word := range test.tells {
+			if !strings.Contains(table, word) {
+				t.Errorf("%+v: it does not say %q: %s", test, word, table)
+			}
+		}
+		if well := strings.Contains(text, "1 of 1 key manager"); well != test.well {
+			t.Errorf("%+v: it is well: %v", test, well)
+		}
+	}
+}
+
 func TestJSON(t *testing.T) {
 	var o api.Overview
 	if err := json.Unmarshal([]byte(ask(t, open(sample()), "GET", "/overview.json", "").text), &o); err != nil || len(o.VMs) != 3 {

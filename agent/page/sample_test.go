@@ -68,8 +68,8 @@ func sample() *api.Overview {
 			},
 		},
 		KeyManagers: []api.KeyManager{
-			{Alias: "KMSCluster", Address: "kms-a.example.com:5696", State: "ok", Checked: ago(20 * time.Second), Version: "1.4", LatencyMs: 4.2, Expires: ago(-17*day - time.Hour), ClientExpires: ago(-300*day - time.Hour)},
-			{Alias: "KMSCluster", Address: "kms-b.example.com:5696", State: "unreachable", Checked: ago(20 * time.Second), Problem: "dial tcp 10.0.4.12:5696: connect: connection refused", ClientExpires: ago(-300*day - time.Hour)},
+			{Alias: "KMSCluster", Address: "kms-a.example.com:5696", State: "ok", Checked: ago(20 * time.Second), Version: "1.4", LatencyMs: 4.2, Canary: "ok", Expires: ago(-17*day - time.Hour), ClientExpires: ago(-300*day - time.Hour)},
+			{Alias: "KMSCluster", Address: "kms-b.example.com:5696", State: "unreachable", Checked: ago(20 * time.Second), Problem: "dial tcp 10.0.4.12:5696: connect: connection refused", Canary: "unreachable", CanaryProblem: "key 7: no answer in time", ClientExpires: ago(-300*day - time.Hour)},
 		},
 		Warnings: []api.Warning{
 			{Severity: api.Critical, Subject: folder + "mail01/mail01.vmx", Text: "restarting: no key manager of KMSCluster answered: kms-b.example.com:5696: connection refused"},

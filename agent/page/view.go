@@ -128,6 +128,7 @@ type keyManager struct {
 	Level   string // of its state
 	Checked *moment
 	Latency string
+	Given   *given // nil while it was not tried with a key, or does not answer
 	Server  *expiry
 	Client  *expiry
 }
@@ -136,8 +137,10 @@ func (v *view) addKeyManager(k api.KeyManager, now time.Time) {
 	row := keyManager{KeyManager: k, Level: levelOK, Server: expires(k.Expires, now), Client: expires(k.ClientExpires, now)}
 	switch k.State {
 	case "ok":
-		v.KeyManagersOK++
-		row.Latency = milliseconds(k.LatencyMs)
+		row.Latency, row.Given = milliseconds(k.LatencyMs), howGiven(k.Canary)
+		if row.Given == nil || row.Given.Level != levelWarning {
+			v.KeyManagersOK++
+		}
 	case "unknown":
 		row.Level = levelNone
 	default:
@@ -148,6 +151,23 @@ func (v *view) addKeyManager(k api.KeyManager, now time.Time) {
 		row.Checked = &checked
 	}
 	v.KeyManagers = append(v.KeyManagers, row)
+}
+
+// given is how a key manager gave the key that it was tried with.
+type given struct{ Level, Text string }
+
+// howGiven puts a result into words; nil if there is none. An answer that did not come says
+// nothing of the key.
+func howGiven(result string) *given {
+	switch result {
+	case "":
+		return nil
+	case "ok":
+		return &given{levelOK, "given"}
+	case "unreachable":
+		return &given{levelNone, "no answer"}
+	}
+	return &given{levelWarning, result}
 }
 
 // vm is a line of the list.

@@ -70,9 +70,11 @@ func kmsDestroyKeyCommand() *cli.Command {
 		Usage:     "delete a key for ever, and with it all that is encrypted under it",
 		ArgsUsage: "ID",
 		Description: "Refuses a key that a VM in the datastores of this host's configuration needs. Nobody else is asked:\n" +
-			"--yes says that no other host's does. The key has to be revoked first.",
+			"--yes says that no other host's does. Where no datastores are configured, or not all in them can be\n" +
+			"read, it refuses, too; for a host without VMs there is --unchecked. The key has to be revoked first.",
 		Flags: []cli.Flag{aliasFlag(),
-			&cli.BoolFlag{Name: "yes", Usage: "no disk anywhere needs the key"}},
+			&cli.BoolFlag{Name: "yes", Usage: "no disk anywhere needs the key"},
+			&cli.BoolFlag{Name: "unchecked", Usage: "destroy it though no datastores are configured in which its uses could be looked for"}},
 		Action: func(c *cli.Context) error {
 			if _, err := nArgs(c, 1, 1); err != nil {
 				return err
@@ -140,7 +142,7 @@ func createKey(w *keyWork) error {
 type keyList struct {
 	Alias  string      `json:"alias"`
 	Keys   []listedKey `json:"keys"`
-	Unread []string    `json:"unread"` // descriptors and datastores that can't be read: they may need any key
+	Unread []string    `json:"unread"` // descriptors and datastores that can't be read, and links that are not followed: there, any key may be needed
 }
 
 type listedKey struct {
@@ -236,8 +238,15 @@ func destroyKey(w *keyWork) error {
 	return w.tell(id, "destroyed")
 }
 
-// checkUnneeded refuses a key that a VM needs, or may need, since it can't be read.
+// checkUnneeded refuses a key that a VM needs, or may need, since it can't be read or
+// nobody knows where VMs are.
 func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
+	if len(w.env.config.Datastores) == 0 && !w.Bool("unchecked") {
+		return hinted{
+			fmt.Errorf("%w perhaps: the configuration names no datastores, so that nobody can tell which VMs use %s", errNeeded, id),
+			"name the folders of this host's VMs as datastores in " + w.env.paths.File + ", or, if it has none, add --unchecked",
+		}
+	}
 	uses, err := w.env.host().KeyUses(ctx)
 	if err != nil {
 		return err
@@ -253,7 +262,7 @@ func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
 		return fmt.Errorf("%w: %s is that of %s", errNeeded, id, strings.Join(slices.Compact(vms), ", "))
 	}
 	if len(uses.Unknown) > 0 {
-		return fmt.Errorf("%w perhaps, since not all VMs can be read: %s", errNeeded, strings.Join(uses.Unknown, "; "))
+		return fmt.Errorf("%w perhaps, since not all VMs were looked at: %s", errNeeded, strings.Join(uses.Unknown, "; "))
 	}
 	return nil
 }

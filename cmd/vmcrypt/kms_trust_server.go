@@ -66,7 +66,8 @@ func authorities(text []byte) (certs []*x509.Certificate, err error) {
 }
 
 // pin shows the certificates of the key managers and pins those that are confirmed. One that
-// does not answer keeps none of the others from being pinned.
+// does not answer keeps none of the others from being pinned, and is not trusted alone if no
+// authorities vouch for it.
 func (t *trusting) pin() (*trustReport, error) {
 	expected, err := t.fingerprints()
 	if err != nil {
@@ -96,6 +97,8 @@ func (t *trusting) pin() (*trustReport, error) {
 	}
 	if len(faults) == 0 {
 		settings = append(settings, config.Setting{Key: "pin"}) // each has its own now
+	} else if t.kms.CA == "" && t.kms.Pin == "" {
+		report.Next = fmt.Sprintf("those that have no pin are not trusted: \"vmcrypt kms trust %s\" pins them, too; %s", shellWord(t.alias), report.Next)
 	}
 	faults = append(faults, config.Set(t.paths.File, t.alias, settings...))
 	return report, errors.Join(faults...)

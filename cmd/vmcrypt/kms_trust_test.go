@@ -192,9 +192,26 @@ func TestTrustByPin(t *testing.T) {
 		t.Errorf("%+v", k.Servers)
 	}
 
-	write(t, h.at("config.yaml"), []byte(strings.Replace(string(read(t, h.at("config.yaml"))), "      - address: "+dead, "      # "+dead, 1)))
-	h.ok("kms", "status", "prod") // without a CA
-	h.ok("kms", "trust", "prod")  // nothing to ask
+	if !strings.Contains(report.Next, "vmcrypt kms trust prod") {
+		t.Errorf("%+v", report)
+	}
+	if text := h.ok("kms", "status", "prod"); !strings.Contains(text, dead+"  unreachable") { // without a CA
+		t.Error(text)
+	}
+	smallImage(t, h.at("disk.img"))
+	h.ok("encrypt", h.at("disk.img"))
+	manager.copied().serveKMS("--listen", dead)
+	if text := h.ok("kms", "status", "prod"); !strings.Contains(text, dead+"  untrusted") || !strings.Contains(text, "is not pinned") || !strings.Contains(text, "vmcrypt kms trust prod") {
+		t.Error(text)
+	}
+	if r := h.run("verify", h.at("disk.img")); r.code != exitNoKeyManager || !strings.Contains(r.stdout, dead+"  unreachable") || !strings.Contains(r.stdout, "is not pinned") {
+		t.Errorf("%+v", r)
+	}
+	h.ok("kms", "trust", "prod", "--fingerprint", pin)
+	if text := h.ok("kms", "status", "prod"); strings.Contains(text, "untrusted") || strings.Contains(text, "unreachable") {
+		t.Error(text)
+	}
+	h.ok("kms", "trust", "prod") // nothing to ask
 	h.ok("kms", "trust", "prod", "--ca", filepath.Join(dir, "host2-ca.pem"))
 	if k := h.alias("prod"); k.Servers[0].Pin != "" || k.CA == "" {
 		t.Errorf("%+v", k)

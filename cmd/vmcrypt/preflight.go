@@ -65,6 +65,7 @@ func printPreflight(w io.Writer, p *agent.Preflight) {
 	for _, d := range p.Datastores {
 		fmt.Fprintf(w, "not read to its end: %s: %s\n", plainText(d.Path), plainText(d.Problem))
 	}
+	printWarnings(w, p.Links)
 	printWarnings(w, p.Circles)
 }
 

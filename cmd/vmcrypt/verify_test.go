@@ -257,7 +257,9 @@ func TestVerifyRekeying(t *testing.T) {
 	}
 	previous := v.Disks[0].Recipients[1].KEKID
 	h.ok("kms", "revoke-key", previous)
-	h.ok("kms", "destroy-key", previous, "--yes")
+	h.fails(exitFailure, []string{previous, "no datastores", "--unchecked"}, "kms", "destroy-key", previous, "--yes")
+	h.fails(exitUsage, []string{"--yes"}, "kms", "destroy-key", previous, "--unchecked")
+	h.ok("kms", "destroy-key", previous, "--yes", "--unchecked")
 	h.fails(exitKey, []string{"1 of 1"}, "verify", path)
 }
 
@@ -422,6 +424,7 @@ func TestKeysOfTheKeyManager(t *testing.T) {
 	if r := h.run("decrypt", path); r.code != exitDone || !strings.Contains(r.stderr, id) || !strings.Contains(r.stderr, "deactivated") {
 		t.Errorf("no warning of a key that is revoked: %+v", r)
 	}
+	h.keepsUnseen(id, datastore)
 	h.ok("kms", "destroy-key", id, "--yes")
 	if list := parseJSON[keyList](t, h.ok("kms", "list-keys", "--json")); len(list.Keys) != 0 {
 		t.Errorf("%+v", list)
@@ -444,5 +447,35 @@ func (h *home) keepsNeeded(id, path string) {
 	write(t, descriptor, []byte(good))
 	if r := h.run("verify", path); r.code != exitKey || !strings.Contains(r.stdout, "inactive") || !strings.Contains(r.stdout, ": unwraps its key") {
 		t.Errorf("exit code %d: %s", r.code, r.stdout)
+	}
+}
+
+// keepsUnseen: nor is one where there may be VMs that are not looked at. That others tell,
+// too.
+func (h *home) keepsUnseen(id, datastore string) {
+	deep := filepath.Join(datastore, strings.Repeat("x/", 17))
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		h.t.Fatal(err)
+	}
+	h.fails(exitFailure, []string{deep}, "kms", "destroy-key", id, "--yes", "--unchecked")
+	if err := os.RemoveAll(filepath.Join(datastore, "x")); err != nil {
+		h.t.Fatal(err)
+	}
+	t, elsewhere := h.t, h.t.TempDir()
+	link := filepath.Join(datastore, "link")
+	for _, target := range []string{elsewhere, filepath.Join(elsewhere, "gone")} {
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+		h.fails(exitFailure, []string{"not all VMs were looked at", link + ": a symbolic link"}, "kms", "destroy-key", id, "--yes", "--unchecked")
+		if text := h.ok("kms", "list-keys"); !strings.Contains(text, "may need any of them: "+link) {
+			t.Error(text)
+		}
+		if text := h.ok("preflight"); !strings.Contains(text, "warning: "+link) {
+			t.Error(text)
+		}
+		if err := os.Remove(link); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -90,6 +90,14 @@ func (n *Namespace) Do(f func()) {
 	}
 }
 
+// Enter has a command run in the namespace, by "ip netns exec". It is not started yet.
+func (n *Namespace) Enter(cmd *exec.Cmd) {
+	n.t.Helper()
+	ip := testtool.Need(n.t, "ip")
+	cmd.Args = append([]string{ip, "netns", "exec", n.name, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = ip
+}
+
 // enter moves this thread into the namespace.
 func (n *Namespace) enter() error {
 	f, err := os.Open(filepath.Join("/run/netns", n.name))
@@ -155,14 +163,26 @@ func (n *Namespace) hardware() string {
 	return address
 }
 
+// Unplug takes the link down at both ends, which know it.
+func (l *Link) Unplug() {
+	for _, e := range l.ends {
+		e.ip("link", "set", device, "down")
+	}
+}
+
 // Cut has all packets that are sent over the link lost, without either end being told.
 func (l *Link) Cut() {
 	nobody := "02:00:00:00:00:01"
 	l.direct(nobody, nobody)
 }
 
-// Mend ends that.
-func (l *Link) Mend() { l.direct(l.ends[0].hardware, l.ends[1].hardware) }
+// Mend ends either.
+func (l *Link) Mend() {
+	for _, e := range l.ends {
+		e.ip("link", "set", device, "up")
+	}
+	l.direct(l.ends[0].hardware, l.ends[1].hardware)
+}
 
 // direct has packets for each end sent to a hardware address.
 func (l *Link) direct(first, second string) {

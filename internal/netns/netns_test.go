@@ -6,8 +6,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestLink: what is sent arrives, is counted, and is lost without a word when the link
@@ -31,6 +35,24 @@ func TestLink(t *testing.T) {
 	}
 	link.Mend()
 	checkReach(t, b, address, true)
+	link.Unplug()
+	if conn, err := b.Dial(t.Context(), address); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("unplugged: %v, %v", conn, err)
+	}
+	link.Mend()
+	checkReach(t, b, address, true)
+}
+
+// TestEnter: a program that is started in a namespace has its interfaces, and only these.
+func TestEnter(t *testing.T) {
+	a, b := New(t), New(t)
+	Connect(t, a, b, "10.77.0.1/24", "10.77.0.2/24")
+	cmd := exec.CommandContext(t.Context(), "cat", "/proc/net/dev")
+	b.Enter(cmd)
+	out, err := cmd.Output()
+	if err != nil || strings.Count(string(out), ":") != 2 || !strings.Contains(string(out), device+":") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // TestApart: a namespace reaches neither another nor this one.

@@ -7,6 +7,7 @@
 package ovhkmip
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -16,8 +17,10 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ovh/kmip-go"
 	"github.com/ovh/kmip-go/kmipserver"
@@ -94,6 +97,7 @@ func handler(versions []kmip.ProtocolVersion) kmipserver.RequestHandler {
 // key is an AES key.
 type key struct {
 	name     string
+	created  time.Time
 	state    kmip.State
 	material []byte
 }
@@ -128,7 +132,7 @@ func (s *store) query(_ context.Context, req *payloads.QueryRequestPayload) (*pa
 }
 
 func (s *store) create(_ context.Context, req *payloads.CreateRequestPayload) (*payloads.CreateResponsePayload, error) {
-	k := &key{state: kmip.StatePreActive}
+	k := &key{state: kmip.StatePreActive, created: time.Now().Truncate(time.Second)}
 	for _, a := range req.TemplateAttribute.Attribute {
 		switch value := a.AttributeValue.(type) {
 		case kmip.Name:
@@ -144,7 +148,8 @@ func (s *store) create(_ context.Context, req *payloads.CreateRequestPayload) (*
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k.name != "" && len(s.named(k.name)) > 0 {
+	name := kmip.Attribute{AttributeName: kmip.AttributeNameName, AttributeValue: named(k.name)}
+	if k.name != "" && len(s.having([]kmip.Attribute{name})) > 0 {
 		return nil, kmipserver.Errorf(kmip.ResultReasonInvalidField, "the name is taken")
 	}
 	s.last++
@@ -167,28 +172,48 @@ func (s *store) activate(_ context.Context, req *payloads.ActivateRequestPayload
 	return &payloads.ActivateResponsePayload{UniqueIdentifier: req.UniqueIdentifier}, nil
 }
 
-// named gives the keys of a name, or all without one.
-func (s *store) named(name string) []string {
+// having gives the IDs of the keys that have all the attributes, the oldest first.
+func (s *store) having(attributes []kmip.Attribute) []string {
 	var ids []string
 	for id, k := range s.keys {
-		if name == "" || k.name == name {
+		if !slices.ContainsFunc(attributes, func(a kmip.Attribute) bool { return !k.has(a) }) {
 			ids = append(ids, id)
 		}
 	}
-	slices.Sort(ids)
+	slices.SortFunc(ids, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) }) // they are numbers
 	return ids
 }
 
-func (s *store) locate(_ context.Context, req *payloads.LocateRequestPayload) (*payloads.LocateResponsePayload, error) {
-	name := ""
-	for _, a := range req.Attribute {
-		if n, ok := a.AttributeValue.(kmip.Name); ok {
-			name = n.NameValue
-		}
+func (k *key) has(a kmip.Attribute) bool {
+	if a.AttributeName == kmip.AttributeNameObjectType {
+		return a.AttributeValue == kmip.ObjectTypeSymmetricKey
 	}
+	return k.attributes()[a.AttributeName] == a.AttributeValue
+}
+
+func (k *key) attributes() map[kmip.AttributeName]any {
+	return map[kmip.AttributeName]any{
+		kmip.AttributeNameState:                  k.state,
+		kmip.AttributeNameName:                   named(k.name),
+		kmip.AttributeNameInitialDate:            k.created,
+		kmip.AttributeNameCryptographicAlgorithm: kmip.CryptographicAlgorithmAES,
+		kmip.AttributeNameCryptographicLength:    int32(256),
+	}
+}
+
+func named(name string) kmip.Name {
+	return kmip.Name{NameValue: name, NameType: kmip.NameTypeUninterpretedTextString}
+}
+
+// locate heeds Maximum Items, but not Offset Items: it can't give many keys part by part.
+func (s *store) locate(_ context.Context, req *payloads.LocateRequestPayload) (*payloads.LocateResponsePayload, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &payloads.LocateResponsePayload{UniqueIdentifier: s.named(name)}, nil
+	ids := s.having(req.Attribute)
+	if n := int(req.MaximumItems); n > 0 {
+		ids = ids[:min(n, len(ids))]
+	}
+	return &payloads.LocateResponsePayload{UniqueIdentifier: ids}, nil
 }
 
 func (s *store) get(_ context.Context, req *payloads.GetRequestPayload) (*payloads.GetResponsePayload, error) {
@@ -218,12 +243,7 @@ func (s *store) attributes(_ context.Context, req *payloads.GetAttributesRequest
 		return nil, err
 	}
 	resp := &payloads.GetAttributesResponsePayload{UniqueIdentifier: req.UniqueIdentifier}
-	for name, value := range map[kmip.AttributeName]any{
-		kmip.AttributeNameState:                  k.state,
-		kmip.AttributeNameName:                   kmip.Name{NameValue: k.name, NameType: kmip.NameTypeUninterpretedTextString},
-		kmip.AttributeNameCryptographicAlgorithm: kmip.CryptographicAlgorithmAES,
-		kmip.AttributeNameCryptographicLength:    int32(256),
-	} {
+	for name, value := range k.attributes() {
 		if len(req.AttributeName) == 0 || slices.Contains(req.AttributeName, name) {
 			resp.Attribute = append(resp.Attribute, kmip.Attribute{AttributeName: name, AttributeValue: value})
 		}

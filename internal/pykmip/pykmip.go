@@ -3,15 +3,18 @@
 //
 //	server := pykmip.Start(t)
 //	// a KMIP server at server.Address, for who shows server.ClientCert
+//	server.SpeakUpTo(t, "1.2") // as an older one would
 package pykmip
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,29 +26,50 @@ import (
 // the more so when other tests keep the machine busy.
 const startTimeout = 60 * time.Second
 
+//go:embed server.py
+var program string
+
 // Server is a running key manager and the files that a client of it needs.
 type Server struct {
 	Address string // host:port on the loopback
 	PKI
+
+	limit string // path of a file: the newest version of KMIP to speak
+	kill  func()
 }
 
 // Start starts PyKMIP's server with an empty store, and has t kill it in the
 // end. The test is skipped where PyKMIP is missing.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	program := testtool.Need(t, "pykmip-server")
-	server := &Server{Address: freeAddress(t), PKI: NewPKI(t)}
+	testtool.Need(t, "pykmip-server")
+	python := testtool.Need(t, "/usr/bin/python3") // Debian's, which finds its package
 	dir := t.TempDir()
-	config := filepath.Join(dir, "server.conf")
-	writeFile(t, config, []byte(server.config(t, dir)))
-	log := filepath.Join(dir, "server.log")
-	died := run(t, exec.CommandContext(t.Context(), program, "-f", config, "-l", log))
+	at := func(name string) string { return filepath.Join(dir, name) }
+	server := &Server{Address: freeAddress(t), PKI: NewPKI(t), limit: at("limit")}
+	writeFile(t, at("server.conf"), []byte(server.config(t, dir)))
+	cmd := exec.CommandContext(t.Context(), python, "-W", "ignore", "-c", program, server.limit, "-f", at("server.conf"), "-l", at("server.log"))
+	died := server.run(t, cmd)
 	if err := await(t.Context(), server.Address, died); err != nil {
-		text, _ := os.ReadFile(log)
+		text, _ := os.ReadFile(at("server.log"))
 		t.Fatalf("pykmip-server: %v\n%s", err, text)
 	}
 	return server
 }
+
+// SpeakUpTo has the server be one of an older version of KMIP, such as "1.2", from the
+// next request on.
+func (s *Server) SpeakUpTo(t testing.TB, version string) {
+	t.Helper()
+	next := s.limit + ".next"
+	writeFile(t, next, []byte(version))
+	if err := os.Rename(next, s.limit); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Kill ends the server. Nothing is left of its keys.
+func (s *Server) Kill() { s.kill() }
 
 // config is the server's configuration. Its default is TLS 1.0; the suites named
 // are those of TLS 1.2 that it has in common with package crypto/tls.
@@ -76,7 +100,7 @@ logging_level=INFO
 // run starts cmd in a process group of its own, which is killed when the test
 // ends: the server has helper processes, and takes 12 s to stop when asked to.
 // The channel yields how the program ended.
-func run(t testing.TB, cmd *exec.Cmd) <-chan error {
+func (s *Server) run(t testing.TB, cmd *exec.Cmd) <-chan error {
 	t.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -87,11 +111,12 @@ func run(t testing.TB, cmd *exec.Cmd) <-chan error {
 		died <- cmd.Wait()
 		close(died)
 	}()
-	t.Cleanup(func() {
+	s.kill = sync.OnceFunc(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		for range died { // until it is gone, so that its files can be removed
 		}
 	})
+	t.Cleanup(s.kill)
 	return died
 }
 

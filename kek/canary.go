@@ -1,0 +1,99 @@
+package kek
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/gemalto/kmip-go/kmip14"
+
+	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+)
+
+// ErrCanary means that no key manager of a cluster gives a key that it should.
+var ErrCanary = errors.New("no key manager gives the key that it is tried with")
+
+// fewKeys is of how many keys Canary takes one: some can be expired, or be revoked meanwhile.
+const fewKeys = 16
+
+// Canary tries the key managers of the cluster with an active key that one of them has for
+// this client: that they answer does not prove that keys can be had. If one lacks a key that
+// others have, it is that one, so that a replica that lags is found. ErrNotFound if there is
+// no key to try.
+func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
+	lists, gone, err := c.activeKeys(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	candidates := unlike(lists)
+	for _, id := range candidates[:min(len(candidates), fewKeys)] {
+		if checks := c.check(ctx, id, gone); !isInactive(checks) {
+			return id, checks, ctx.Err()
+		}
+	}
+	return "", nil, fmt.Errorf("alias %q: %w that is active", c.alias, ErrNotFound)
+}
+
+// activeKeys gives the IDs of the active keys at each key manager that tells them, and why
+// the others need not be asked for one of these. The error is that none tells them.
+func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, gone map[int]*fault, err error) {
+	ids, faults := make([][]string, len(c.servers)), make([]*fault, len(c.servers))
+	c.ownFirst(func(i int) {
+		var err error
+		if ids[i], err = c.activeKeysAt(ctx, c.servers[i]); err != nil {
+			faults[i] = c.diagnose(c.servers[i].Address, err)
+		}
+	})
+	gone = map[int]*fault{}
+	for i, f := range faults {
+		switch {
+		case f == nil:
+			lists = append(lists, ids[i])
+		case f.isGone():
+			gone[i] = f
+		}
+	}
+	if len(lists) == 0 {
+		return nil, nil, c.explain(ctx, faults...)
+	}
+	return lists, gone, nil
+}
+
+func (c *Cluster) activeKeysAt(ctx context.Context, s *server) ([]string, error) {
+	if err := c.pace(ctx); err != nil {
+		return nil, err
+	}
+	active := kmipwire.Attribute{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive}
+	return work(ctx, s, func(ctx context.Context, conn *session) ([]string, error) {
+		return conn.locateAll(ctx, append(kekAttributes(), active))
+	})
+}
+
+// unlike gives the IDs of all lists, those first that are not in all of them.
+func unlike(lists [][]string) []string {
+	in := map[string]int{}
+	var all []string
+	for _, id := range slices.Concat(lists...) {
+		if in[id]++; in[id] == 1 {
+			all = append(all, id)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b string) int { return min(in[a], len(lists)) - min(in[b], len(lists)) })
+	return all
+}
+
+// isInactive tells whether a key is active nowhere.
+func isInactive(checks []KeyCheck) bool {
+	inactive := false
+	for _, k := range checks {
+		switch k.Result {
+		case KeyInactive:
+			inactive = true
+		case KeyMissing, KeyUnreachable:
+		default:
+			return false
+		}
+	}
+	return inactive
+}
