@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 // TestStatusWarnsOfExpiry: people read of it when there is something to do.
@@ -30,5 +32,30 @@ func TestStatusWarnsOfExpiry(t *testing.T) {
 	}
 	if note := expiryNote("it", utc(time.Time{})); note != "" {
 		t.Errorf("of no certificate: %q", note)
+	}
+}
+
+// TestStatusOfKeyManagersThatTellNoKey: no key to try is no fault, unless they do not say so.
+func TestStatusOfKeyManagersThatTellNoKey(t *testing.T) {
+	silent := serverReport{Address: "a:1", State: "ok", Canary: kek.KeyDenied, CanaryDetail: "Locate: refused"}
+	for _, test := range []struct {
+		servers []serverReport
+		code    int
+		says    string
+	}{
+		{[]serverReport{{Address: "a:1", State: "ok"}}, exitDone, " ms\n"},
+		{[]serverReport{silent}, exitKey, "a:1  ok, , KMIP , 0.0 ms, but tells of no keys: denied: Locate: refused\n"},
+		{[]serverReport{silent, {Address: "b:1", State: "unreachable", Error: "refused", Canary: kek.KeyUnreachable}}, exitKey, "tells of no keys"},
+	} {
+		r := &kmsReport{Aliases: []aliasReport{{Alias: "a", Servers: test.servers}}}
+		var out strings.Builder
+		printKMSReport(&out, r)
+		err := r.verdict()
+		if (err == nil) != (test.code == exitDone) || err != nil && exitCode(err) != test.code {
+			t.Errorf("%+v: %v", test.servers, err)
+		}
+		if !strings.Contains(out.String(), test.says) {
+			t.Errorf("want %q in %q", test.says, out.String())
+		}
 	}
 }

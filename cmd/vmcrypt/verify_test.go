@@ -396,19 +396,6 @@ func TestKMSStatusTriesKeys(t *testing.T) {
 	}
 }
 
-// TestKMSStatusWithoutKeys: a key manager that has none yet is well; one that can't say is not.
-func TestKMSStatusWithoutKeys(t *testing.T) {
-	t.Parallel()
-	keys := newHome(t)
-	h := emptyHome(t).client(keys, t.TempDir(), keys.serveKMS())
-	h.ok("kms", "status")
-	h.client(keys, t.TempDir(), keys.forger())
-	h.fails(exitKey, []string{"local"}, "kms", "status")
-	if text := h.run("kms", "status").stdout; !strings.Contains(text, "tells of no keys: denied: ") {
-		t.Error(text)
-	}
-}
-
 func TestKeysOfTheKeyManager(t *testing.T) {
 	t.Parallel()
 	h, datastore := newHome(t), t.TempDir()
