@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/vmcrypt/vmcrypt/internal/config"
+	"github.com/vmcrypt/vmcrypt/kek"
 )
 
 // before stands in front of a key manager, and does something before the first connection
@@ -60,4 +63,23 @@ func TestDestroyRacesWithEncrypt(t *testing.T) {
 	h := emptyHome(t).client(keys, datastore, meanwhile)
 	h.fails(exitFailure, []string{path + ".vmx"}, "kms", "destroy-key", id, "--yes")
 	other.ok("decrypt", path)
+}
+
+// TestMayBeSame: aliases may lead to the same keys, by whatever names they call the servers.
+func TestMayBeSame(t *testing.T) {
+	t.Parallel()
+	aliases := map[string]kek.Config{"a": {Servers: []kek.Server{{Address: "10.0.0.1:5696"}, {Address: "localhost:5696"}}}}
+	for address, same := range map[string]bool{
+		"localhost:5696": true, "LocalHost:5696": true, "127.0.0.1:5696": true, "10.0.0.1:5696": true,
+		"127.0.0.1:5697": false, "10.0.0.2:5696": false, "no host:5696": true,
+	} {
+		aliases["b"] = kek.Config{Servers: []kek.Server{{Address: "10.0.0.3:5696"}, {Address: address}}}
+		e := &environment{config: &config.Config{Aliases: aliases}}
+		if got := e.mayBeSame(t.Context(), "b", "a"); got != same {
+			t.Errorf("%s: %v", address, got)
+		}
+	}
+	if e := (&environment{config: &config.Config{Aliases: aliases}}); !e.mayBeSame(t.Context(), "unknown", "a") {
+		t.Error("an alias that is not configured may lead anywhere")
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -261,7 +262,8 @@ func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
 	}
 	var vms []string
 	for alias, keys := range uses.VMs {
-		if w.env.mayBeSame(alias, w.alias) || uuid.Validate(id) == nil { // of which no two are alike
+		unique := uuid.Validate(id) == nil // no two are alike, whoever makes them
+		if len(keys[id]) > 0 && (unique || w.env.mayBeSame(ctx, alias, w.alias)) {
 			vms = append(vms, keys[id]...)
 		}
 	}
@@ -276,11 +278,32 @@ func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
 }
 
 // mayBeSame tells whether two aliases may lead to the same keys: an administrator may
-// rename one, while descriptors go on naming it as it was.
-func (e *environment) mayBeSame(a, b string) bool {
+// rename one, while descriptors go on naming it as it was, or call its servers otherwise.
+func (e *environment) mayBeSame(ctx context.Context, a, b string) bool {
 	first, known := e.config.Alias(a)
 	second := e.config.Aliases[b]
 	return a == b || !known || slices.ContainsFunc(first.Servers, func(s kek.Server) bool {
-		return slices.ContainsFunc(second.Servers, func(o kek.Server) bool { return s.Address == o.Address })
+		return slices.ContainsFunc(second.Servers, func(o kek.Server) bool { return mayBeSameServer(ctx, s.Address, o.Address) })
 	})
 }
+
+// mayBeSameServer tells whether two addresses may be of one server. One whose host can't be
+// looked up may be any.
+func mayBeSameServer(ctx context.Context, a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	switch {
+	case strings.EqualFold(a, b):
+		return true
+	case errA != nil || errB != nil || portA != portB:
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	atA, errA := net.DefaultResolver.LookupHost(ctx, hostA)
+	atB, errB := net.DefaultResolver.LookupHost(ctx, hostB)
+	return errA != nil || errB != nil || slices.ContainsFunc(atA, func(ip string) bool { return slices.Contains(atB, ip) })
+}
+
+// lookupTimeout is how long it may take to look two hosts up.
+const lookupTimeout = 10 * time.Second
