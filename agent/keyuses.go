@@ -15,10 +15,14 @@ type KeyUses struct {
 	// VMs are the descriptors of those that need a KEK, and copies of descriptors under other
 	// names, by alias and KEK ID.
 	VMs map[string]map[string][]string
-	// Unknown are the descriptors and datastores that could not be read, and the symbolic
-	// links behind which nothing was looked at, with the reason: there, any KEK may be needed.
+	// Unknown are the descriptors and datastores that could not be read, or are empty, and the
+	// symbolic links behind which nothing was looked at, with the reason: there, any KEK may
+	// be needed.
 	Unknown []string
 }
+
+// errEmpty: what lies in a datastore shows only while that is mounted.
+var errEmpty = errors.New("there is nothing in it; perhaps it is not mounted")
 
 // KeyUses looks at all VMs in the datastores, and at their disks that are not present,
 // too. The error is that ctx has ended.
@@ -31,6 +35,9 @@ func (h *Host) KeyUses(ctx context.Context) (*KeyUses, error) {
 		err := s.datastore(ctx, root)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if err == nil && s.files == maxFiles {
+			err = errEmpty
 		}
 		if err != nil {
 			u.miss(root, err)

@@ -65,6 +65,18 @@ func TestDestroyRacesWithEncrypt(t *testing.T) {
 	other.ok("decrypt", path)
 }
 
+// TestDestroyWithoutTheDatastore: the folder of one that is not mounted is there, and empty.
+func TestDestroyWithoutTheDatastore(t *testing.T) {
+	t.Parallel()
+	keys, datastore := newHome(t), t.TempDir()
+	h := emptyHome(t).client(keys, datastore, keys.serveKMS())
+	id := parseJSON[keyResult](t, h.ok("kms", "create-key", "--json")).ID
+	h.ok("kms", "revoke-key", id)
+	h.fails(exitFailure, []string{datastore, "not mounted"}, "kms", "destroy-key", id, "--yes")
+	write(t, filepath.Join(datastore, "no VM"), nil)
+	h.ok("kms", "destroy-key", id, "--yes")
+}
+
 // TestMayBeSame: aliases may lead to the same keys, by whatever names they call the servers.
 func TestMayBeSame(t *testing.T) {
 	t.Parallel()
