@@ -345,7 +345,6 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
-// TestJSON is what the agent's API tells.
 // TestTestKeys: that a key manager answers is not all; what it gives is told in words.
 func TestTestKeys(t *testing.T) {
 	for _, test := range []struct {
@@ -375,6 +374,7 @@ func TestTestKeys(t *testing.T) {
 	}
 }
 
+// TestJSON is what the agent's API tells.
 func TestJSON(t *testing.T) {
 	var o api.Overview
 	if err := json.Unmarshal([]byte(ask(t, open(sample()), "GET", "/overview.json", "").text), &o); err != nil || len(o.VMs) != 3 {

@@ -217,10 +217,12 @@ func (t *trusting) keyOf(cert []byte) ([]byte, *x509.Certificate, error) {
 }
 
 // putPair writes a certificate and its key to where the configuration has them, and changes
-// it if that is nowhere.
+// it if that is nowhere. If that fails, the former key is in its place again.
 func (t *trusting) putPair(cert, key []byte) (wrote []string, changed bool, err error) {
 	keyFile, keySetting := t.file("clientKey", ".key")
 	certFile, certSetting := t.file("clientCert", ".pem")
+	former, _ := readPEM(keyFile) // which need not be there
+	defer secret.Wipe(former)
 	if err := keepFromOthers(keyFile); err != nil {
 		return nil, false, err
 	}
@@ -230,11 +232,15 @@ func (t *trusting) putPair(cert, key []byte) (wrote []string, changed bool, err 
 	} else if err := put(keyFile, key, 0o600, keySetting == nil); err != nil {
 		return nil, false, err
 	}
-	if err := put(certFile, cert, 0o600, certSetting == nil); err != nil {
-		return nil, false, err
-	}
 	settings := append(keySetting, certSetting...)
-	return []string{keyFile, certFile}, len(settings) > 0, config.Set(t.paths.File, t.alias, settings...)
+	err = put(certFile, cert, 0o600, certSetting == nil)
+	if err == nil {
+		err = config.Set(t.paths.File, t.alias, settings...)
+	}
+	if err != nil && former != nil && certFile != keyFile {
+		err = errors.Join(err, durable.WriteFile(keyFile, former, 0o600))
+	}
+	return []string{keyFile, certFile}, len(settings) > 0, err
 }
 
 // keepFromOthers has only the owner and the group of a file, if it is there, read what is

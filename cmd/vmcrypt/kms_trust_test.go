@@ -163,6 +163,27 @@ func TestTrustKeepsKeysSecret(t *testing.T) {
 	}
 }
 
+// TestTrustKeepsWhatWorks: the former key stays in force if the certificate can't be put into
+// place.
+func TestTrustKeepsWhatWorks(t *testing.T) {
+	t.Parallel()
+	manager, dir := newHome(t), t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	manager.ok("kms", "client", "add", "host2", "--out", dir)
+	manager.ok("kms", "client", "add", "host3", "--out", dir)
+	address := manager.serveKMS()
+	h := stranger(t, address)
+	both := append(read(t, at("host2.pem")), read(t, at("host2.key"))...)
+	write(t, h.at("both.pem"), both)
+	write(t, h.at("own.key"), read(t, at("host2.key")))
+	write(t, h.at("config.yaml"), append(read(t, h.at("config.yaml")), []byte(
+		"    clientCert: both.pem\n    clientKey: own.key\n    ca: "+at("host2-ca.pem")+"\n  other: {servers: [{address: \""+address+"\"}], clientCert: both.pem}\n")...))
+	write(t, h.at("prod.pem"), []byte("somebody's"))
+	h.ok("kms", "status", "prod")
+	h.fails(exitFailure, []string{"prod.pem"}, "kms", "trust", "prod", "--cert", at("host3.pem"), "--key", at("host3.key"))
+	h.ok("kms", "status", "prod")
+}
+
 // TestTrustKeepsTheKeyOfARequest: until the certificate for it has come, whatever other one is
 // used meanwhile.
 func TestTrustKeepsTheKeyOfARequest(t *testing.T) {
