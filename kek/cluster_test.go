@@ -291,6 +291,28 @@ func TestCreateOnce(t *testing.T) {
 	}
 }
 
+// TestCreateTakesNoOtherKey: what a server finds that heeds no names is not the key that
+// was to be made.
+func TestCreateTakesNoOtherKey(t *testing.T) {
+	loses := func(op kmip14.Operation, msg []byte) []byte {
+		if op == kmip14.OperationCreate || op == kmip14.OperationLocate {
+			return nil
+		}
+		return msg
+	}
+	second := &fake{edit: item(kmip14.OperationLocate, func(i *kmipwire.ResponseBatchItem) {
+		i.ResponsePayload = &kmipwire.LocateResponse{UniqueIdentifier: []string{"7"}}
+	})}
+	key, err := cluster(t, &fake{raw: loses}, second).Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.Destroy()
+	if !second.asked(kmip14.OperationCreate) {
+		t.Error("a key that was there is taken for a new one")
+	}
+}
+
 // TestCreateElsewhere: one that can't be reached, or makes no keys, leaves it to the next.
 func TestCreateElsewhere(t *testing.T) {
 	for name, first := range map[string]*fake{

@@ -1,6 +1,7 @@
 package kek
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -199,35 +200,34 @@ func (s *session) describeAll(ctx context.Context, ids []string) (all []KeyInfo,
 	return all, nil
 }
 
+// describing are the attributes that KeyInfo is made of.
+var describing = append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...)
+
 func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
 	info := KeyInfo{ID: id}
-	req := kmipwire.GetAttributesRequest{
-		UniqueIdentifier: id,
-		AttributeName:    append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...),
-	}
-	var resp kmipwire.GetAttributesResponse
-	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
+	attributes, err := s.attributes(ctx, id, describing)
+	if err != nil {
 		return info, err
 	}
-	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return info, err
-	}
-	for _, a := range resp.Attribute {
+	for _, a := range attributes {
 		info.take(a)
 	}
-	var err error
-	info.State, err = stateOf(resp.Attribute)
+	info.State, err = stateOf(attributes)
 	return info, err
 }
 
 func (k *KeyInfo) take(a kmipwire.Attribute) {
-	switch a.AttributeName {
-	case kmipwire.AttrInitialDate:
+	if a.AttributeName == kmipwire.AttrInitialDate {
 		k.Created, _ = a.AttributeValue.(time.Time)
-	case kmipwire.AttrName:
-		var name kmipwire.Name
-		if k.Name == "" && kmipwire.UnmarshalPayload(a.AttributeValue, &name) == nil {
-			k.Name = name.NameValue
-		}
 	}
+	k.Name = cmp.Or(k.Name, nameOf(a))
+}
+
+// nameOf is the name that an attribute gives a key; empty if it is another attribute.
+func nameOf(a kmipwire.Attribute) string {
+	var name kmipwire.Name
+	if a.AttributeName != kmipwire.AttrName || kmipwire.UnmarshalPayload(a.AttributeValue, &name) != nil {
+		return ""
+	}
+	return name.NameValue
 }
