@@ -513,6 +513,25 @@ func sitesYAML(addresses []string) string {
 	return text
 }
 
+// TestRevokeUnderFaults: a key is revoked once, by a server that answers, and one that is
+// silent has its time once.
+func TestRevokeUnderFaults(t *testing.T) {
+	eachWay(t, "", upTo(1), func(r replicas, w way, position int) {
+		id := r.Replicas.Create(0)
+		r.fail(position, w.fault, kmip14.OperationRevoke)
+		begun := time.Now()
+		if err := r.Cluster.Revoke(r.t.Context(), id, false); err != nil {
+			r.t.Error(err)
+		}
+		if took := time.Since(begun); took != w.takes {
+			r.t.Errorf("it took %v, want %v", took, w.takes)
+		}
+		if state := r.State(2, id); state != kmip14.StateDeactivated {
+			r.t.Errorf("the key is %s", state)
+		}
+	})
+}
+
 // TestQueueOfASilentServer: those who wait for a connection to it give up as they would on
 // it, and not one after the other.
 func TestQueueOfASilentServer(t *testing.T) {

@@ -48,19 +48,34 @@ func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error
 		UniqueIdentifier: id, RevocationReason: kmipwire.RevocationReason{RevocationReasonCode: reason},
 	}
 	return c.change(ctx, id, func(ctx context.Context, s *session) error {
-		err := s.call(ctx, kmip14.OperationRevoke, req, new(kmipwire.RevokeResponse))
+		var resp kmipwire.RevokeResponse
+		err := s.call(ctx, kmip14.OperationRevoke, req, &resp)
 		if err == nil {
-			return nil
+			err = sameID(resp.UniqueIdentifier, id)
+		} else {
+			err = s.clarifyRevoked(ctx, id, compromised, err)
 		}
-		state, stateErr := s.state(ctx, id)
-		if stateErr == nil && (state == Compromised || state == Deactivated && !compromised) {
-			return nil // perhaps the answer to an earlier try was lost
+		if err != nil {
+			return fmt.Errorf("revoke key %q: %w", id, err)
 		}
-		if errors.Is(stateErr, ErrDestroyed) {
-			err = stateErr
-		}
-		return fmt.Errorf("revoke key %q: %w", id, err)
+		return nil
 	})
+}
+
+// clarifyRevoked asks for the state of a key that a server has refused to revoke: perhaps
+// it was already, and the answer to that was lost.
+func (s *session) clarifyRevoked(ctx context.Context, id string, compromised bool, err error) error {
+	if _, refused := errors.AsType[*refusal](err); !refused {
+		return err
+	}
+	state, stateErr := s.state(ctx, id)
+	switch {
+	case errors.Is(stateErr, ErrDestroyed):
+		return stateErr
+	case state == Compromised, state == Deactivated && !compromised:
+		return nil
+	}
+	return err
 }
 
 // Destroy has the bytes of a key deleted, for ever. It succeeds for a key that is
@@ -75,8 +90,12 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 		case state == Active, state == Expired:
 			return fmt.Errorf("destroy key %q: %w", id, ErrInUse)
 		}
-		req := kmipwire.DestroyRequest{UniqueIdentifier: id}
-		if err := s.call(ctx, kmip14.OperationDestroy, req, new(kmipwire.DestroyResponse)); err != nil {
+		var resp kmipwire.DestroyResponse
+		err := s.call(ctx, kmip14.OperationDestroy, kmipwire.DestroyRequest{UniqueIdentifier: id}, &resp)
+		if err == nil {
+			err = sameID(resp.UniqueIdentifier, id)
+		}
+		if err != nil {
 			return fmt.Errorf("destroy key %q: %w", id, err)
 		}
 		return nil
