@@ -229,6 +229,32 @@ func TestConnectionsAreKept(t *testing.T) {
 	mustGet(t, c) // it can be used, and keeps nothing
 }
 
+// TestOnceMore: of a server that closes its connections, not each one that was kept is tried:
+// a host that is gone takes its time on every one.
+func TestOnceMore(t *testing.T) {
+	f := &fake{}
+	c := startFake(t, f)
+	var conns []*session
+	for range cap(c.servers[0].places) {
+		conn, err := c.servers[0].takeNew(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		c.servers[0].done(t.Context(), conn, nil)
+	}
+	f.mu.Lock()
+	f.raw = closes(kmip14.OperationGet)
+	f.mu.Unlock()
+	_, err := c.Get(t.Context(), "7")
+	expect(t, err, ErrUnavailable)
+	if n := strings.Count(fmt.Sprint(f.requests()), "Get"); n != 2 {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
 // TestConnectionsAreBounded: many who ask at once share a few.
 func TestConnectionsAreBounded(t *testing.T) {
 	f := &fake{}
