@@ -461,9 +461,13 @@ func TestCallsObeyContext(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second || !errors.Is(err, context.Canceled) {
 		t.Errorf("after %v: %v, want context.Canceled", took, err)
 	}
-	_, err = startFake(t, &fake{}).Create(ctx)
-	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
-		t.Errorf("canceled before: %v", err)
+	c = startFake(t, &fake{})
+	_, getErr := c.Get(ctx, "7")
+	_, createErr := c.Create(ctx)
+	for _, err := range []error{getErr, createErr, c.Revoke(ctx, "7", false)} {
+		if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
+			t.Errorf("canceled before: %v", err)
+		}
 	}
 }
 
