@@ -20,8 +20,10 @@ type KeyInfo struct {
 	Created time.Time // zero if the key manager does not tell
 }
 
-// locatePage is how many keys are asked for at a time.
-const locatePage = 1000
+const (
+	locatePage = 1000    // how many keys are asked for at a time
+	maxLocated = 250_000 // how many a server may have: one that always finds more would fill the memory
+)
 
 // List tells of the AES-256 keys that a key manager of the cluster has for this client,
 // except of those that are destroyed. The first that answers is asked.
@@ -163,6 +165,9 @@ func (s *session) locateAll(ctx context.Context, attributes []kmipwire.Attribute
 		before := len(all)
 		all = appendNew(all, seen, ids)
 		part.OffsetItems += len(ids)
+		if len(all) > maxLocated {
+			return nil, fmt.Errorf("locate keys: %w: there are more than %d", errProtocol, maxLocated)
+		}
 		switch isNew := len(all) > before; {
 		case isNew && (len(ids) >= locatePage || part.OffsetItems < total): // it may give fewer than it is asked for
 		case !isNew && len(ids) == locatePage: // the same again
