@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -186,14 +187,30 @@ func (c *Cluster) addServers(config Config) error {
 	if config.MinReplicas < 0 || config.MinReplicas > len(config.Servers) {
 		return fmt.Errorf("minReplicas: %d of %d key managers", config.MinReplicas, len(config.Servers))
 	}
+	if err := checkAddresses(config.Servers); err != nil {
+		return err
+	}
 	c.site = cmp.Or(config.Site, config.Servers[0].Site)
 	places := cmp.Or(config.MaxConnections, defaultMaxConnections)
 	for _, s := range config.Servers {
+		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
+	}
+	return nil
+}
+
+// checkAddresses also refuses a server that is named twice, and would count as two replicas.
+func checkAddresses(servers []Server) error {
+	named := map[[2]string]bool{}
+	for _, s := range servers {
 		host, port, err := net.SplitHostPort(s.Address)
 		if err != nil || host == "" || port == "" {
 			return fmt.Errorf("address %q: want host:port, as in kms.example.com:5696", s.Address)
 		}
-		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
+		who := [2]string{strings.ToLower(s.Address), strings.ToLower(s.name())}
+		if named[who] {
+			return fmt.Errorf("address %q: it is named twice", s.Address)
+		}
+		named[who] = true
 	}
 	return nil
 }
