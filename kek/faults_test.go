@@ -466,6 +466,61 @@ func TestFailedServersRest(t *testing.T) {
 	})
 }
 
+// TestRestsGrow: a server that can be connected to and gives no key rests for longer each
+// time, though whoever looks after it finds it well.
+func TestRestsGrow(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Hang, kmip14.OperationGet)
+		for rest := firstRest; rest < maxRest; rest *= 2 {
+			r.checkGet(id, 2*time.Second)
+			time.Sleep(rest - time.Millisecond)
+			r.checkGet(id, 0)
+			time.Sleep(2 * time.Millisecond)
+		}
+	})
+}
+
+// TestStatusIsHeeded: a server that was found to be gone is asked last.
+func TestStatusIsHeeded(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Hang)
+		r.Cluster.Status(r.t.Context())
+		r.checkGet(id, 0)
+		r.checkAsked([]int{1}, "connect")
+	})
+}
+
+// TestSlowServerIsBack: one who looks after a server gives it as long as those do who need a
+// key.
+func TestSlowServerIsBack(t *testing.T) {
+	withReplicas(t, "timeout: 5s", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Refuse)
+		r.checkGet(id, 0)
+		r.Proxies[0].Set(faultproxy.Delay(4 * time.Second))
+		time.Sleep(10 * time.Minute)
+		if !r.Cluster.servers[0].restsSince().IsZero() {
+			r.t.Error("it is asked last, though it answers in time")
+		}
+	})
+}
+
+// TestRestEndsWithoutConnections: a cluster that is closed can be used, and has nobody look
+// after its servers.
+func TestRestEndsWithoutConnections(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		r.Proxies[0].Set(faultproxy.Refuse)
+		r.checkGet(r.Replicas.Create(0), 0)
+		r.Cluster.release()
+		time.Sleep(maxRest)
+		if !r.Cluster.servers[0].restsSince().IsZero() {
+			r.t.Error("it is asked last for ever")
+		}
+	})
+}
+
 func (r replicas) checkGet(id string, takes time.Duration) {
 	r.t.Helper()
 	if o := r.get(id); o.err != nil || o.key != id || o.took != takes {
