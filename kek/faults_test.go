@@ -351,7 +351,7 @@ func (r replicas) checkOrphan(o faultOutcome) {
 
 // TestAllSilent: the error comes after each server had its time, and names all.
 func TestAllSilent(t *testing.T) {
-	for hedge, takes := range map[string]time.Duration{"0s": 3 * limit, "2s": limit + 4*time.Second} {
+	for hedge, takes := range map[string]time.Duration{"0s": 3 * limit, "2s": limit + 4*time.Second, "1ns": limit + 2} {
 		t.Run(hedge, func(t *testing.T) {
 			withReplicas(t, "hedgeAfter: "+hedge, func(r replicas) {
 				for _, p := range r.Proxies {
@@ -404,6 +404,21 @@ func TestCanaryFindsAReplicaThatLags(t *testing.T) {
 		id, checks, err = r.Canary(r.t.Context())
 		if want := []KeyResult{KeyOK, KeyOK, KeyOK}; id == late || err != nil || !slices.Equal(results(checks), want) {
 			r.t.Errorf("key %q is %v: %v", id, checks, err)
+		}
+	})
+}
+
+// TestCanaryHeedsARevocation: that one replica has not heard of it yet is no failure of those
+// that have.
+func TestCanaryHeedsARevocation(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		revoked := r.Replicas.Create(0)
+		r.Lag(2)
+		r.Replicas.Revoke(0, revoked)
+		late := r.Replicas.Create(0)
+		id, checks, err := r.Canary(r.t.Context())
+		if want := []KeyResult{KeyOK, KeyOK, KeyMissing}; id != late || err != nil || !slices.Equal(results(checks), want) {
+			r.t.Errorf("key %q is %v, want %q to be %v: %v", id, checks, late, want, err)
 		}
 	})
 }
