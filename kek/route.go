@@ -140,7 +140,9 @@ func (r *race[T]) askSite(ctx context.Context, left []*server) (value T, ok bool
 			r.noteSilent()
 			return value, false
 		}
-		silence.Reset(r.cluster.hedgeAfter)
+		if len(left) > 0 {
+			silence.Reset(r.cluster.hedgeAfter)
+		}
 	}
 	return value, false
 }
