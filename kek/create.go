@@ -51,8 +51,8 @@ func (c *Cluster) createAt(ctx context.Context, s *server) (*Key, error) {
 	if _, isUnclear := errors.AsType[*unclear](err); !isUnclear || ctx.Err() != nil {
 		return key, err
 	}
-	key, notFound := ask(ctx, c, func(ctx context.Context, conn *session) (*Key, error) { return conn.find(ctx, name) }, (*Key).Destroy)
-	if notFound == nil {
+	find := func(ctx context.Context, conn *session) (*Key, error) { return conn.find(ctx, name) }
+	if key, notFound := ask(ctx, c, find, (*Key).Destroy); notFound == nil {
 		return key, nil
 	}
 	return nil, err

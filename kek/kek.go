@@ -66,8 +66,8 @@ type Config struct {
 	// MinReplicas is how many key managers have to give a key before anything is encrypted
 	// with it. The default is all that can be reached, at least 1.
 	MinReplicas int `yaml:"minReplicas"`
-	// MaxConnections is how many connections are made to each key manager at most. The
-	// default is 4.
+	// MaxConnections is how many connections are made to each key manager at most, besides
+	// those of health checks. The default is 4.
 	MaxConnections int `yaml:"maxConnections"`
 	// MaxRate is how many operations a second each key manager is asked to do at most, as to
 	// give a key or to make one; health checks don't count. The default, 0, is any number.

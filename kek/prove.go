@@ -2,11 +2,9 @@ package kek
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -31,11 +29,7 @@ func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
 	proofs := make([]error, len(c.servers))
-	var asking sync.WaitGroup
-	for i, s := range c.servers {
-		asking.Go(func() { proofs[i] = s.prove(ctx, waiting, key) })
-	}
-	asking.Wait()
+	together(len(c.servers), func(i int) { proofs[i] = c.servers[i].prove(ctx, waiting, key) })
 	if ctx.Err() != nil {
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
 	}
@@ -59,15 +53,12 @@ func (s *server) prove(ctx, waiting context.Context, key *Key) error {
 
 // compare fetches a key, and compares it with the one that is known.
 func (s *server) compare(ctx context.Context, key *Key) error {
-	if err := s.cluster.pace(ctx); err != nil {
-		return err
-	}
-	has, err := work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, key.ID) })
+	has, err := s.fetch(ctx, key.ID)
 	if err != nil {
 		return err
 	}
 	defer has.Destroy()
-	if subtle.ConstantTimeCompare(has.Material.Bytes(), key.Material.Bytes()) != 1 {
+	if !has.Material.Equal(key.Material) {
 		return errDifferent
 	}
 	if has.State == PreActive {

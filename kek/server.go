@@ -185,10 +185,10 @@ func (s *server) reap() {
 	}
 }
 
-// noteFailure is for work that ended with an error, or nil. That a caller gave up is no
-// failure of the server's.
+// noteFailure is for work that ended with an error. That a caller gave up is no failure of
+// the server's, and to refuse is none either.
 func (s *server) noteFailure(ctx context.Context, err error) {
-	if err != nil && ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
+	if ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
 		s.rest()
 	}
 }
