@@ -165,6 +165,11 @@ func TestHedge(t *testing.T) {
 	if !first.asked(kmip14.OperationGet) || !second.asked(kmip14.OperationGet) {
 		t.Error("they were not both asked")
 	}
+	n := len(first.requests())
+	mustGet(t, c)
+	if len(first.requests()) > n {
+		t.Error("who was silent a moment ago was asked first again")
+	}
 	c = cluster(t, silent(t), &fake{})
 	c.hedgeAfter, c.timeouts.Idle = never, 200*time.Millisecond
 	mustGet(t, c)

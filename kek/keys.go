@@ -228,11 +228,15 @@ func (s *session) describeAll(ctx context.Context, ids []string) (all []KeyInfo,
 var describing = append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...)
 
 func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
-	info := KeyInfo{ID: id}
 	attributes, err := s.attributes(ctx, id, describing)
 	if err != nil {
-		return info, err
+		return KeyInfo{}, err
 	}
+	return keyInfo(id, attributes)
+}
+
+func keyInfo(id string, attributes []kmipwire.Attribute) (info KeyInfo, err error) {
+	info.ID = id
 	for _, a := range attributes {
 		info.take(a)
 	}
