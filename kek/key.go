@@ -151,18 +151,12 @@ func (s *session) state(ctx context.Context, id string) (State, error) {
 // identify asks for the state of a key, and for the Unique Identifier that it is listed
 // by: some servers take 07 for 7, and then answer as if that was its name.
 func (s *session) identify(ctx context.Context, id string) (own string, _ State, err error) {
-	req := kmipwire.GetAttributesRequest{
-		UniqueIdentifier: id, AttributeName: append([]string{kmipwire.AttrUniqueIdentifier}, stateAttributes...),
-	}
-	var resp kmipwire.GetAttributesResponse
-	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
-		return "", "", err
-	}
-	if err := sameID(resp.UniqueIdentifier, id); err != nil {
+	attributes, err := s.attributes(ctx, id, append([]string{kmipwire.AttrUniqueIdentifier}, stateAttributes...))
+	if err != nil {
 		return "", "", err
 	}
 	own = id
-	for _, a := range resp.Attribute {
+	for _, a := range attributes {
 		if text, isText := a.AttributeValue.(string); isText && a.AttributeName == kmipwire.AttrUniqueIdentifier {
 			own = text
 		}
@@ -170,8 +164,18 @@ func (s *session) identify(ctx context.Context, id string) (own string, _ State,
 	if err := checkID(own); err != nil {
 		return "", "", fmt.Errorf("%w: %w", errProtocol, err)
 	}
-	state, err := stateOf(resp.Attribute)
+	state, err := stateOf(attributes)
 	return own, state, err
+}
+
+// attributes asks for attributes of a key by their names.
+func (s *session) attributes(ctx context.Context, id string, names []string) ([]kmipwire.Attribute, error) {
+	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: names}
+	var resp kmipwire.GetAttributesResponse
+	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
+		return nil, err
+	}
+	return resp.Attribute, sameID(resp.UniqueIdentifier, id)
 }
 
 // stateAttributes are those that tell what a key may be used for.

@@ -2,12 +2,9 @@ package kek
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 )
 
@@ -27,20 +24,16 @@ const replicaPause = 500 * time.Millisecond
 // Prove has every server of the cluster give a key that is about to be relied on, and
 // compares what they give. One that lacks it, or its activation, is asked again for as long
 // as a replica may take; one that can't be reached does not count. The error wraps
-// ErrUnproven.
+// ErrUnproven, or ErrUnavailable if none can be.
 func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
 	proofs := make([]error, len(c.servers))
-	var asking sync.WaitGroup
-	for i, s := range c.servers {
-		asking.Go(func() { proofs[i] = s.prove(ctx, waiting, key) })
-	}
-	asking.Wait()
+	together(len(c.servers), func(i int) { proofs[i] = c.servers[i].prove(ctx, waiting, key) })
 	if ctx.Err() != nil {
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
 	}
-	return c.judge(key.ID, proofs)
+	return c.judge(ctx, key.ID, proofs)
 }
 
 // prove asks one server until it gives the key, or waiting ends.
@@ -60,15 +53,12 @@ func (s *server) prove(ctx, waiting context.Context, key *Key) error {
 
 // compare fetches a key, and compares it with the one that is known.
 func (s *server) compare(ctx context.Context, key *Key) error {
-	if err := s.cluster.pace(ctx); err != nil {
-		return err
-	}
-	has, err := work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, key.ID) })
+	has, err := s.fetch(ctx, key.ID)
 	if err != nil {
 		return err
 	}
 	defer has.Destroy()
-	if subtle.ConstantTimeCompare(has.Material.Bytes(), key.Material.Bytes()) != 1 {
+	if !has.Material.Equal(key.Material) {
 		return errDifferent
 	}
 	if has.State == PreActive {
@@ -77,29 +67,33 @@ func (s *server) compare(ctx context.Context, key *Key) error {
 	return has.Usable()
 }
 
-// judge tells whether enough servers gave the key.
-func (c *Cluster) judge(id string, proofs []error) error {
-	good, unreachable := 0, 0
-	var wrong []string
+// judge tells whether enough servers gave the key. One that answers, but not as it should,
+// counts as one that does not give it.
+func (c *Cluster) judge(ctx context.Context, id string, proofs []error) error {
+	good, gone := 0, 0
+	var faults []*fault
 	for i, err := range proofs {
 		if err == nil {
 			good++
 			continue
 		}
 		f := c.diagnose(c.servers[i].Address, err)
-		if !f.answered {
-			unreachable++
+		if f.isGone() {
+			gone++
 		}
-		wrong = append(wrong, f.address+": "+f.Error())
+		faults = append(faults, f)
 	}
-	enough := good > 0 && good+unreachable == len(proofs)
+	if gone == len(proofs) {
+		return c.explain(ctx, faults...)
+	}
+	enough := good > 0 && good+gone == len(proofs)
 	if c.minReplicas > 0 {
 		enough = good >= c.minReplicas
 	}
 	if enough && !slices.ContainsFunc(proofs, forbids) {
 		return nil
 	}
-	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), strings.Join(wrong, "; "))
+	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), list(faults))
 }
 
 // forbids tells whether what one server says is enough to encrypt nothing with a key, however
