@@ -187,6 +187,24 @@ func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
 	return fmt.Errorf("alias %q: %w", c.alias, &allFailed{faults, verdict(faults)})
 }
 
+// explainOne is explain for one server that was asked for itself: who asked knows which.
+func (c *Cluster) explainOne(ctx context.Context, f *fault) error {
+	if ctx.Err() != nil {
+		return c.explain(ctx, f)
+	}
+	return &loneFault{f}
+}
+
+// loneFault is a fault that stands beside the address of its server.
+type loneFault struct{ *fault }
+
+func (l *loneFault) Unwrap() []error {
+	if l.answered {
+		return []error{l.fault}
+	}
+	return unavailable([]*fault{l.fault})
+}
+
 // verdicts are what several servers can say of a key, by how much it weighs against what
 // the others say: who lacks it may be late, who does not answer says nothing.
 var verdicts = []error{ErrDestroyed, ErrDenied, ErrInactive, ErrInUse, ErrUnsuitable, ErrNotFound}

@@ -184,7 +184,7 @@ func (c *Cluster) addServers(config Config) error {
 		return errors.New("servers: at least one key manager is needed")
 	}
 	if config.MinReplicas < 0 || config.MinReplicas > len(config.Servers) {
-		return fmt.Errorf("minReplicas: %d of %d key managers", config.MinReplicas, len(config.Servers))
+		return fmt.Errorf("minReplicas: %d, but the alias has %d key managers", config.MinReplicas, len(config.Servers))
 	}
 	c.site = cmp.Or(config.Site, config.Servers[0].Site)
 	places := cmp.Or(config.MaxConnections, defaultMaxConnections)

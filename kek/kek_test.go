@@ -519,7 +519,7 @@ func TestOpenRefuses(t *testing.T) {
 		"empty port":      {func(c *Config) { c.Servers = []Server{{Address: "localhost:"}} }, []string{"host:port"}},
 		"no host":         {func(c *Config) { c.Servers = []Server{{Address: ":5696"}} }, []string{"host:port"}},
 		"a bad second":    {func(c *Config) { c.Servers = append(c.Servers[:1:1], Server{}) }, []string{"host:port"}},
-		"too many":        {func(c *Config) { c.MinReplicas = 2 }, []string{"minReplicas", "2 of 1"}},
+		"too many":        {func(c *Config) { c.MinReplicas = 2 }, []string{"minReplicas: 2", "1 key managers"}},
 		"no certificate":  {func(c *Config) { c.ClientCert = "" }, []string{"clientCert"}},
 		"no key":          {func(c *Config) { c.ClientKey = "" }, []string{"clientKey"}},
 		"no ca":           {func(c *Config) { c.CA = "" }, []string{"ca"}},

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,21 +26,35 @@ const replicaPause = 500 * time.Millisecond
 
 // Prove has every server of the cluster give a key that is about to be relied on, and
 // compares what they give. One that lacks it, or its activation, is asked again for as long
-// as a replica may take; one that can't be reached does not count. The error wraps
-// ErrUnproven.
+// as a replica may take, unless it does not matter any more; one that can't be reached does
+// not count. The error wraps ErrUnproven.
 func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
 	proofs := make([]error, len(c.servers))
-	var asking sync.WaitGroup
-	for i, s := range c.servers {
-		asking.Go(func() { proofs[i] = s.prove(ctx, waiting, key) })
-	}
-	asking.Wait()
+	var good atomic.Int32
+	together(len(c.servers), func(i int) {
+		proofs[i] = c.servers[i].prove(ctx, waiting, key)
+		if c.isDecided(c.servers[i], proofs[i], &good) {
+			cancel()
+		}
+	})
 	if ctx.Err() != nil {
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
 	}
 	return c.judge(key.ID, proofs)
+}
+
+// isDecided tells whether, with what one server says, nobody needs to wait for others that
+// are late: enough have the key, or it can't be used.
+func (c *Cluster) isDecided(s *server, proof error, good *atomic.Int32) bool {
+	switch {
+	case proof == nil:
+		return int(good.Add(1)) >= c.minReplicas && c.minReplicas > 0
+	case forbids(proof):
+		return true
+	}
+	return c.minReplicas == 0 && c.diagnose(s.Address, proof).answered
 }
 
 // prove asks one server until it gives the key, or waiting ends.

@@ -57,7 +57,7 @@ func (s *server) status(ctx context.Context) ServerStatus {
 	}
 	if err != nil {
 		f := s.cluster.diagnose(s.Address, err)
-		status.State, status.Err = f.state, s.cluster.explain(ctx, f)
+		status.State, status.Err = f.state, s.cluster.explainOne(ctx, f)
 		return status
 	}
 	s.noteSuccess()

@@ -118,16 +118,17 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 		return a, nil
 	}
 	a.ClientExpires = utc(cluster.Expires())
-	for _, s := range cluster.Status(ctx) {
+	found := cluster.Status(ctx)
+	for _, s := range found {
 		a.Servers = append(a.Servers, serverOf(s))
 	}
-	return a, a.try(ctx, cluster)
+	return a, a.try(ctx, cluster, found)
 }
 
 // try fetches a key from each server: that one answers does not prove that keys can be
 // had. The error is that ctx has ended.
-func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster) error {
-	id, checks, err := cluster.Canary(ctx)
+func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster, found []kek.ServerStatus) error {
+	id, checks, err := cluster.Canary(ctx, found...)
 	if err != nil {
 		return ctx.Err() // there is no key yet, or no server answers, which is told
 	}
