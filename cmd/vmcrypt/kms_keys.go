@@ -175,7 +175,10 @@ func listKeys(w *keyWork) error {
 
 func listOf(alias string, keys []kek.KeyInfo, uses *agent.KeyUses) *keyList {
 	list := &keyList{Alias: alias, Keys: []listedKey{}, Unread: append([]string{}, uses.Unknown...)}
-	needed := maps.Clone(uses.VMs[alias])
+	needed := map[string][]string{}
+	for id, vms := range uses.VMs[alias] {
+		needed[id] = slices.Sorted(slices.Values(vms))
+	}
 	for _, key := range keys {
 		listed := listedKey{ID: key.ID, Name: key.Name, State: string(key.State), VMs: append([]string{}, needed[key.ID]...)}
 		if !key.Created.IsZero() {
@@ -216,7 +219,7 @@ func (l *keyList) print(c *cli.Context) error {
 func revokeKey(w *keyWork) error {
 	id := w.Args().First()
 	if err := w.cluster.Revoke(w.Context.Context, id, w.Bool("compromised")); err != nil {
-		return err
+		return w.unknown(err)
 	}
 	return w.tell(id, "revoked")
 }
@@ -233,9 +236,17 @@ func destroyKey(w *keyWork) error {
 		return usageError{fmt.Errorf("destroying key %s loses all that is encrypted under it, on any host: if nothing is, add --yes", id)}
 	}
 	if err := w.cluster.Destroy(w.Context.Context, id); err != nil {
-		return err
+		return w.unknown(err)
 	}
 	return w.tell(id, "destroyed")
+}
+
+// unknown says where to look for the keys that there are, if err is that one is not there.
+func (w *keyWork) unknown(err error) error {
+	if errors.Is(err, kek.ErrNotFound) {
+		return hinted{err, "\"vmcrypt kms list-keys --kms " + shellWord(w.alias) + "\" shows the keys"}
+	}
+	return err
 }
 
 // checkUnneeded refuses a key that a VM needs, or may need, since it can't be read or

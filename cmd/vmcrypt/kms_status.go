@@ -258,7 +258,7 @@ func age(t time.Time) string {
 func (r *kmsReport) verdict() error {
 	for _, a := range r.Aliases {
 		if !a.answers() {
-			return fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable)
+			return hinted{fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable), "what is wrong with each stands beside its address"}
 		}
 		if a.Canary != "" && !slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary == kek.KeyOK }) {
 			return fmt.Errorf("alias %q: %w: %s", a.Alias, kek.ErrCanary, a.Canary)

@@ -16,7 +16,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/google/uuid"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/vmcrypt/vmcrypt/internal/listen"
@@ -200,7 +199,7 @@ func (c *Config) check() *keyError {
 			return err
 		}
 		for _, s := range c.Aliases[name].Servers {
-			if s.VM != "" && !isDescriptor(s.VM) && uuid.Validate(s.VM) != nil {
+			if s.VM != "" && !isDescriptor(s.VM) && !isUUID(s.VM) {
 				return wrong(fmt.Sprintf("vm: %q is neither a UUID nor the path of a .vmx", s.VM), "aliases", name, "servers")
 			}
 		}
@@ -260,6 +259,13 @@ func isAlias(name string) bool {
 // isDescriptor tells a VM's descriptor from its UUID.
 func isDescriptor(vm string) bool { return strings.EqualFold(filepath.Ext(vm), ".vmx") }
 
+// isUUID takes a UUID as descriptors spell it, "56 4d 0b … -…", too.
+func isUUID(vm string) bool {
+	return uuidDigits.MatchString(strings.NewReplacer(" ", "", "-", "").Replace(vm))
+}
+
+var uuidDigits = regexp.MustCompile(`^[0-9A-Fa-f]{32}$`)
+
 func (c *Config) resolve(dir string) {
 	for i, folder := range c.Datastores {
 		if !filepath.IsAbs(folder) {
@@ -286,9 +292,12 @@ func (c *Config) resolve(dir string) {
 	}
 }
 
-var unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type .*$`)
+var (
+	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type .*$`)
+	noUnit     = regexp.MustCompile("^line (\\d+): cannot unmarshal !!(?:int|float) `(.*)` into time.Duration$")
+)
 
-// explain turns the YAML library's words into "file:line: unknown key".
+// explain turns the YAML library's words into "file:line: unknown key" and the like.
 func explain(path string, err error) error {
 	var te *yaml.TypeError
 	if !errors.As(err, &te) {
@@ -299,6 +308,9 @@ func explain(path string, err error) error {
 		lines[i] = path + ": " + e
 		if m := unknownKey.FindStringSubmatch(e); m != nil {
 			lines[i] = fmt.Sprintf("%s:%s: unknown key %q", path, m[1], m[2])
+		}
+		if m := noUnit.FindStringSubmatch(e); m != nil {
+			lines[i] = fmt.Sprintf("%s:%s: %s is a time without a unit: want %[3]ss, for instance", path, m[1], m[2])
 		}
 	}
 	return errors.New(strings.Join(lines, "\n"))

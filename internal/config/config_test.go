@@ -132,6 +132,19 @@ func TestSomeAddressesAreForThisHostOnly(t *testing.T) {
 	}
 }
 
+// TestVMsByUUID: of the VM of a key manager, in the spelling of descriptors and of libvirt.
+func TestVMsByUUID(t *testing.T) {
+	for text, good := range map[string]bool{
+		"56 4d 0b 11 22 33 44 55-66 77 88 99 aa bb cc dd": true, "564d0b11-2233-4455-6677-8899AABBCCDD": true,
+		"urn:uuid:564d0b11-2233-4455-6677-8899aabbccdd": false, "564d0b11": false, "kms-a": false,
+	} {
+		_, err := Load(write(t, "aliases: {a: {servers: [{address: \"a:1\", vm: \""+text+"\"}]}}\n"))
+		if (err == nil) != good {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestPinsAreChecked(t *testing.T) {
 	for text, want := range map[string]string{
 		"{servers: [{address: x}], pin: \"" + aPin + "\"}":                 "",
