@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/gemalto/kmip-go/ttlv"
@@ -546,6 +547,40 @@ func TestOpenRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzTold: no answer to what is asked about keys and servers panics, or yields what can't
+// be shown.
+func FuzzTold(f *testing.F) {
+	server := &fake{}
+	for op, payload := range map[kmip14.Operation]any{
+		kmip14.OperationGetAttributes: server.payload(kmip14.OperationGetAttributes),
+		kmip14.OperationQuery:         &kmipwire.QueryResponse{VendorIdentification: "one\nvendor"},
+		kmip14.OperationLocate:        &kmipwire.LocateResponse{UniqueIdentifier: []string{"7"}},
+	} {
+		msg, err := kmipwire.Marshal(kmipwire.ResponseMessage{
+			ResponseHeader: kmipwire.ResponseHeader{ProtocolVersion: kmipwire.Versions()[0], BatchCount: 1},
+			BatchItem:      []kmipwire.ResponseBatchItem{{Operation: op, ResponsePayload: payload}},
+		})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(msg)
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		var told kmipwire.GetAttributesResponse
+		if decode(msg, kmip14.OperationGetAttributes, &told) == nil {
+			if info, err := keyInfo("7", told.Attribute); err == nil && info.State == "" {
+				t.Errorf("a key without a state: %+v", info)
+			}
+		}
+		var made queryResponse
+		if decode(msg, kmip14.OperationQuery, &made) == nil && strings.ContainsFunc(made.vendor(), unicode.IsControl) {
+			t.Errorf("vendor %q", made.vendor())
+		}
+		var found kmipwire.LocateResponse
+		_ = decode(msg, kmip14.OperationLocate, &found) // must not panic
+	})
 }
 
 // FuzzAnswer: no answer to Get panics, or yields something else than 32 bytes.

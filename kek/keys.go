@@ -200,23 +200,26 @@ func (s *session) describeAll(ctx context.Context, ids []string) (all []KeyInfo,
 }
 
 func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
-	info := KeyInfo{ID: id}
 	req := kmipwire.GetAttributesRequest{
 		UniqueIdentifier: id,
 		AttributeName:    append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...),
 	}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
-		return info, err
+		return KeyInfo{}, err
 	}
 	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return info, err
+		return KeyInfo{}, err
 	}
-	for _, a := range resp.Attribute {
+	return keyInfo(id, resp.Attribute)
+}
+
+func keyInfo(id string, attributes []kmipwire.Attribute) (info KeyInfo, err error) {
+	info.ID = id
+	for _, a := range attributes {
 		info.take(a)
 	}
-	var err error
-	info.State, err = stateOf(resp.Attribute)
+	info.State, err = stateOf(attributes)
 	return info, err
 }
 

@@ -176,10 +176,11 @@ func (r *race[T]) abandon() {
 }
 
 // noteSilent has those asked last for a while that were silent until another could help,
-// or the caller gave up: the next who needs a key does not wait for them.
+// or the caller gave up: the next who needs a key does not wait for them. One that answers
+// others is not silent; one that answered when it was connected to, and then no more, is.
 func (r *race[T]) noteSilent() {
 	for s, begun := range r.pending {
-		if s.silentSince(begun) >= r.cluster.hedgeAfter {
+		if time.Since(begun) >= r.cluster.hedgeAfter && s.silentSince(begun) >= r.cluster.hedgeAfter/2 {
 			s.rest()
 		}
 	}

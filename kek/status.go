@@ -72,10 +72,19 @@ const maxVendor = 100
 // vendor asks a server who made it. One that refuses to say so is as good as others.
 func (s *session) vendor(ctx context.Context) (string, error) {
 	req := kmipwire.QueryRequest{QueryFunction: []kmip14.QueryFunction{kmip14.QueryFunctionQueryServerInformation}}
-	var resp kmipwire.QueryResponse
+	var resp queryResponse
 	err := s.call(ctx, kmip14.OperationQuery, req, &resp)
 	if isAnswer(err) {
 		err = nil
 	}
-	return text.Clip(printable(resp.VendorIdentification), maxVendor), err
+	return resp.vendor(), err
+}
+
+// queryResponse is no more of a server's answer than is needed: the rest is the vendor's own.
+type queryResponse struct {
+	VendorIdentification string `ttlv:",omitempty"`
+}
+
+func (r *queryResponse) vendor() string {
+	return text.Clip(printable(r.VendorIdentification), maxVendor)
 }

@@ -34,6 +34,7 @@ var sections = []section{
 	{"inplace", []string{"cryptsetup", "cp", "sync", "truncate"}, measureInPlace},
 	{"nbd", []string{"fio", "nbdkit", "qemu-nbd", "qemu-img", "taskset", "truncate"}, measureNBD},
 	{"unlock", nil, measureUnlock},
+	{"failover", []string{"cp"}, measureFailover},
 }
 
 // document is what the results are written to.

@@ -52,8 +52,12 @@ type site struct {
 	processes []*exec.Cmd
 }
 
+func (w workshop) newSite() *site {
+	return &site{workshop: w, client: api.NewClient(w.in("home/run/agent.sock"))}
+}
+
 func (w workshop) openSite(ctx context.Context) (s *site, err error) {
-	s = &site{workshop: w, client: api.NewClient(w.in("home/run/agent.sock"))}
+	s = w.newSite()
 	defer func() {
 		if err != nil {
 			s.close()
@@ -207,7 +211,7 @@ func (s *site) lock(ctx context.Context, i int) error {
 // server has then, and locks them again.
 func (s *site) storm(ctx context.Context) (took time.Duration, mib float64, err error) {
 	begin := time.Now()
-	if err := s.all(func(i int) error { return s.unlock(ctx, i) }); err != nil {
+	if err := s.all(manyVMs, func(i int) error { return s.unlock(ctx, i) }); err != nil {
 		return 0, 0, err
 	}
 	took = time.Since(begin)
@@ -226,12 +230,12 @@ func (s *site) storm(ctx context.Context) (took time.Duration, mib float64, err 
 		}
 		sizes = append(sizes, size)
 	}
-	return took, middle(sizes), s.all(func(i int) error { return s.lock(ctx, i) })
+	return took, middle(sizes), s.all(manyVMs, func(i int) error { return s.lock(ctx, i) })
 }
 
-func (s *site) all(do func(i int) error) error {
+func (s *site) all(n int, do func(i int) error) error {
 	var all errgroup.Group
-	for i := range manyVMs {
+	for i := range n {
 		all.Go(func() error { return do(i) })
 	}
 	return all.Wait()
