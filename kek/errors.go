@@ -87,6 +87,10 @@ func (t *transportError) Unwrap() error { return t.err }
 // advice is for errors of the network; others come from a DialFunc that knows
 // better.
 func (t *transportError) advice() string {
+	switch alertOf(t.err) {
+	case "tls: handshake failure", "tls: protocol version not supported", "tls: insufficient security level":
+		return "have the key manager offer TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20"
+	}
 	var network net.Error
 	if errors.As(t.err, &network) || errors.Is(t.err, io.EOF) {
 		return "check that the key manager runs and that the address is right"

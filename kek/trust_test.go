@@ -187,6 +187,17 @@ func wantState(t *testing.T, c *Cluster, want ServerState, says ...string) {
 	}
 }
 
+// TestOldTLS: a server that runs, but offers too little, is told from one that does not.
+func TestOldTLS(t *testing.T) {
+	ours := newAuthority(t, 100*testDay)
+	s := startShowerOf(t, tls.VersionTLS12, ours.server())
+	config := s.config(t, ours)
+	wantState(t, openConfig(t, config, nil), StateOK)
+	s = startShowerOf(t, tls.VersionTLS11, ours.server())
+	config.Servers[0].Address = s.address
+	wantState(t, openConfig(t, config, nil), StateUnreachable, "protocol version", "offer TLS 1.3")
+}
+
 // wantUnreachable checks what check and Survey say of a key at the one server.
 func wantUnreachable(t *testing.T, c *Cluster, says ...string) {
 	t.Helper()

@@ -380,7 +380,7 @@ func TestKMSStatusTriesKeys(t *testing.T) {
 	for _, s := range a.Servers {
 		got = append(got, s.Canary)
 	}
-	if want := []kek.KeyResult{"ok", "different", "unreachable", "ok"}; a.Canary != r.key(r.first) || !slices.Equal(got, want) {
+	if want := []kek.KeyResult{"ok", "different", "unreachable", "missing"}; a.Canary != r.key(r.second) || !slices.Equal(got, want) {
 		t.Errorf("%q: %v, want %v", a.Canary, got, want)
 	}
 	for _, word := range []string{"gives keys", "but key " + a.Canary + " is different"} {
