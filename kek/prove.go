@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -23,6 +24,9 @@ var (
 
 // replicaPause is between two times that a replica is asked for a key that it lacks.
 const replicaPause = 500 * time.Millisecond
+
+// patience is how often a replica can lack a key before somebody is told who is waited for.
+const patience = 5
 
 // Prove has every server of the cluster give a key that is about to be relied on, and
 // compares what they give. One that lacks it, or its activation, is asked again for as long
@@ -59,10 +63,13 @@ func (c *Cluster) isDecided(s *server, proof error, good *atomic.Int32) bool {
 
 // prove asks one server until it gives the key, or waiting ends.
 func (s *server) prove(ctx, waiting context.Context, key *Key) error {
-	for {
+	for tries := 1; ; tries++ {
 		err := s.compare(ctx, key)
 		if !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotYet) {
 			return err
+		}
+		if tries == patience {
+			slog.Warn("a key manager is waited for, since it does not have a KEK yet", "alias", s.cluster.alias, "address", s.Address, "kek", key.ID)
 		}
 		select {
 		case <-time.After(replicaPause):
@@ -111,6 +118,10 @@ func (c *Cluster) judge(id string, proofs []error) error {
 		enough = good >= c.minReplicas
 	}
 	if enough && !slices.ContainsFunc(proofs, forbids) {
+		if len(wrong) > 0 {
+			slog.Warn("a KEK is not known to be at all key managers: until it is, what is encrypted under it is lost with those that have it",
+				"alias", c.alias, "kek", id, "has", fmt.Sprintf("%d of %d", good, len(proofs)), "error", errors.New(strings.Join(wrong, "; ")))
+		}
 		return nil
 	}
 	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), strings.Join(wrong, "; "))

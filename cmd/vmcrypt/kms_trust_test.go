@@ -199,7 +199,9 @@ func TestTrustByPin(t *testing.T) {
 		t.Error(text)
 	}
 	smallImage(t, h.at("disk.img"))
-	h.ok("encrypt", h.at("disk.img"))
+	if r := h.run("encrypt", h.at("disk.img")); r.code != exitDone || !strings.Contains(r.stderr, "1 of 2") || !strings.Contains(r.stderr, dead) {
+		t.Errorf("no warning of a key that is at one key manager only: %+v", r)
+	}
 	manager.copied().serveKMS("--listen", dead)
 	if text := h.ok("kms", "status", "prod"); !strings.Contains(text, dead+"  untrusted") || !strings.Contains(text, "is not pinned") || !strings.Contains(text, "vmcrypt kms trust prod") {
 		t.Error(text)

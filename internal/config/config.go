@@ -112,6 +112,9 @@ func Load(path string) (*Config, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("%s:%d: %w", path, err.line(data), err)
 	}
+	if err := checkWhole(data); err != nil {
+		return nil, fmt.Errorf("%s:%w", path, err)
+	}
 	c.resolve(filepath.Dir(path))
 	return c, nil
 }
@@ -208,6 +211,25 @@ func (c *Config) check() *keyError {
 		return err
 	}
 	return c.checkDatastores()
+}
+
+// checkWhole refuses fractions, which the YAML library cuts: of half a key a second nothing
+// would be left, and that means any number.
+func checkWhole(data []byte) error {
+	var document struct {
+		Aliases map[string]map[string]yaml.Node `yaml:"aliases"`
+	}
+	if err := yaml.Unmarshal(data, &document); err != nil {
+		return fmt.Errorf("1: %w", err) // it was decoded before
+	}
+	for _, alias := range document.Aliases {
+		for _, key := range []string{"maxConnections", "maxRate", "minReplicas"} {
+			if node := alias[key]; node.ShortTag() == "!!float" {
+				return fmt.Errorf("%d: %s: %s is no whole number", node.Line, key, node.Value)
+			}
+		}
+	}
+	return nil
 }
 
 func (c *Config) checkPins(alias string) *keyError {
