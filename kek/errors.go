@@ -89,7 +89,7 @@ func (t *transportError) Unwrap() error { return t.err }
 func (t *transportError) advice() string {
 	switch alertOf(t.err) {
 	case "tls: handshake failure", "tls: protocol version not supported", "tls: insufficient security level":
-		return "have the key manager offer TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20"
+		return "check that the key manager offers TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20"
 	}
 	var network net.Error
 	if errors.As(t.err, &network) || errors.Is(t.err, io.EOF) {

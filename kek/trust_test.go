@@ -195,7 +195,7 @@ func TestOldTLS(t *testing.T) {
 	wantState(t, openConfig(t, config, nil), StateOK)
 	s = startShowerOf(t, tls.VersionTLS11, ours.server())
 	config.Servers[0].Address = s.address
-	wantState(t, openConfig(t, config, nil), StateUnreachable, "protocol version", "offer TLS 1.3")
+	wantState(t, openConfig(t, config, nil), StateUnreachable, "protocol version", "offers TLS 1.3")
 }
 
 // wantUnreachable checks what check and Survey say of a key at the one server.
