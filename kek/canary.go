@@ -98,17 +98,20 @@ func unlike(lists [][]string) []string {
 	return all
 }
 
-// isInactive tells whether a key is active nowhere.
+// isInactive tells whether a key is out of use: more key managers say so than give it. It is
+// these that have not heard of it yet, not the others that fail.
 func isInactive(checks []KeyCheck) bool {
-	inactive := false
+	inactive := 0
 	for _, k := range checks {
 		switch k.Result {
 		case KeyInactive:
-			inactive = true
+			inactive++
+		case KeyOK:
+			inactive--
 		case KeyMissing, KeyUnreachable:
 		default:
 			return false
 		}
 	}
-	return inactive
+	return inactive > 0
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // KeyResult says how a key manager has a key.
@@ -80,28 +79,25 @@ func prevalent(keys []*Key) (right *Key) {
 // the key if it gives it, which is wiped when see returns. See may be called by several
 // goroutines at once. A key manager that can't be reached is not asked again.
 func (c *Cluster) Survey(ctx context.Context, ids []string, see func(id string, server int, check KeyCheck, key *Key)) {
-	var wg sync.WaitGroup
-	for i := range c.servers {
-		wg.Go(func() {
-			var check KeyCheck
-			var key *Key
-			for gone, rest := false, ids; len(rest) > 0; rest = rest[1:] {
-				if !gone {
-					check, key, gone = c.inspect(ctx, i, rest[0])
-				}
-				see(rest[0], i, check, key)
-				key.Destroy()
+	together(len(c.servers), func(i int) {
+		var check KeyCheck
+		var key *Key
+		gone := false
+		for _, id := range ids {
+			if !gone {
+				check, key, gone = c.inspect(ctx, i, id)
 			}
-		})
-	}
-	wg.Wait()
+			see(id, i, check, key)
+			key.Destroy()
+		}
+	})
 }
 
 // inspect asks one key manager for a key, and tells whether it is no use to ask it for
 // others.
 func (c *Cluster) inspect(ctx context.Context, server int, id string) (_ KeyCheck, _ *Key, gone bool) {
 	check := KeyCheck{Address: c.servers[server].Address, Result: KeyOK}
-	key, err := c.getFrom(ctx, server, id)
+	key, err := c.servers[server].fetch(ctx, id)
 	if err != nil {
 		f := c.diagnose(check.Address, err)
 		return failed(f), nil, f.isGone()
@@ -112,14 +108,15 @@ func (c *Cluster) inspect(ctx context.Context, server int, id string) (_ KeyChec
 	return check, key, false
 }
 
-func (c *Cluster) getFrom(ctx context.Context, server int, id string) (*Key, error) {
+// fetch fetches a key from this server alone.
+func (s *server) fetch(ctx context.Context, id string) (*Key, error) {
 	if err := checkID(id); err != nil {
-		return nil, &fault{err: fmt.Errorf("%w: %w", ErrNotFound, err)}
+		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
-	if err := c.pace(ctx); err != nil {
+	if err := s.cluster.pace(ctx); err != nil {
 		return nil, err
 	}
-	return work(ctx, c.servers[server], func(ctx context.Context, s *session) (*Key, error) { return s.get(ctx, id) })
+	return work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, id) })
 }
 
 // isGone tells whether it is no use to ask the key manager for anything.

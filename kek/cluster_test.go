@@ -230,6 +230,32 @@ func TestConnectionsAreKept(t *testing.T) {
 	mustGet(t, c) // it can be used, and keeps nothing
 }
 
+// TestOnceMore: of a server that closes its connections, not each one that was kept is tried:
+// a host that is gone takes its time on every one.
+func TestOnceMore(t *testing.T) {
+	f := &fake{}
+	c := startFake(t, f)
+	var conns []*session
+	for range cap(c.servers[0].places) {
+		conn, err := c.servers[0].takeNew(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		c.servers[0].done(t.Context(), conn, nil)
+	}
+	f.mu.Lock()
+	f.raw = closes(kmip14.OperationGet)
+	f.mu.Unlock()
+	_, err := c.Get(t.Context(), "7")
+	expect(t, err, ErrUnavailable)
+	if n := strings.Count(fmt.Sprint(f.requests()), "Get"); n != 2 {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
 // TestConnectionsAreBounded: many who ask at once share a few.
 func TestConnectionsAreBounded(t *testing.T) {
 	f := &fake{}
@@ -289,6 +315,28 @@ func TestCreateOnce(t *testing.T) {
 		if len(made) != test.made || len(slices.Compact(made)) != test.made {
 			t.Errorf("%s: made were %q", name, made)
 		}
+	}
+}
+
+// TestCreateTakesNoOtherKey: what a server finds that heeds no names is not the key that
+// was to be made.
+func TestCreateTakesNoOtherKey(t *testing.T) {
+	loses := func(op kmip14.Operation, msg []byte) []byte {
+		if op == kmip14.OperationCreate || op == kmip14.OperationLocate {
+			return nil
+		}
+		return msg
+	}
+	second := &fake{edit: item(kmip14.OperationLocate, func(i *kmipwire.ResponseBatchItem) {
+		i.ResponsePayload = &kmipwire.LocateResponse{UniqueIdentifier: []string{"7"}}
+	})}
+	key, err := cluster(t, &fake{raw: loses}, second).Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.Destroy()
+	if !second.asked(kmip14.OperationCreate) {
+		t.Error("a key that was there is taken for a new one")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gemalto/kmip-go/kmip14"
 	"github.com/google/uuid"
@@ -50,8 +51,8 @@ func (c *Cluster) createAt(ctx context.Context, s *server) (*Key, error) {
 	if _, isUnclear := errors.AsType[*unclear](err); !isUnclear || ctx.Err() != nil {
 		return key, err
 	}
-	key, notFound := ask(ctx, c, func(ctx context.Context, conn *session) (*Key, error) { return conn.find(ctx, name) }, (*Key).Destroy)
-	if notFound == nil {
+	find := func(ctx context.Context, conn *session) (*Key, error) { return conn.find(ctx, name) }
+	if key, notFound := ask(ctx, c, find, (*Key).Destroy); notFound == nil {
 		return key, nil
 	}
 	return nil, err
@@ -128,7 +129,7 @@ func (s *session) find(ctx context.Context, name string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for key %q: %w", name, err)
 	}
-	state, err := s.state(ctx, id)
+	state, err := s.stateOfNamed(ctx, id, name)
 	if err == nil && state == PreActive {
 		err = s.activate(ctx, id)
 	}
@@ -136,6 +137,19 @@ func (s *session) find(ctx context.Context, name string) (*Key, error) {
 		return nil, err
 	}
 	return s.usable(ctx, id)
+}
+
+// stateOfNamed asks for the state of a key, which must have a name: a server that heeds no
+// names gives the one key that it has, which others may use, for any of them.
+func (s *session) stateOfNamed(ctx context.Context, id, name string) (State, error) {
+	attributes, err := s.attributes(ctx, id, describing)
+	if err != nil {
+		return "", err
+	}
+	if !slices.ContainsFunc(attributes, func(a kmipwire.Attribute) bool { return nameOf(a) == name }) {
+		return "", fmt.Errorf("look for key %q: %w: key %q has another name", name, errProtocol, id)
+	}
+	return stateOf(attributes)
 }
 
 // locate gives the Unique Identifier of the one key of a name.

@@ -248,15 +248,20 @@ type allFailed struct {
 }
 
 func (a *allFailed) Error() string {
-	texts := make([]string, len(a.faults))
-	for i, f := range a.faults {
-		texts[i] = f.address + ": " + f.Error()
-	}
-	text := strings.Join(texts, "; ")
+	text := list(a.faults)
 	if errors.Is(errors.Join(a.count...), ErrUnavailable) {
 		return fmt.Sprintf("%s: %s", ErrUnavailable, text)
 	}
 	return text
+}
+
+// list names each server with its own reason.
+func list(faults []*fault) string {
+	texts := make([]string, len(faults))
+	for i, f := range faults {
+		texts[i] = f.address + ": " + f.Error()
+	}
+	return strings.Join(texts, "; ")
 }
 
 // Unwrap gives the faults that count.

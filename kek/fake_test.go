@@ -217,6 +217,18 @@ func (f *fake) located(name string) *kmipwire.LocateResponse {
 	return new(kmipwire.LocateResponse)
 }
 
+// nameAttributes has each name that the fake knows of: it has one key for all.
+func (f *fake) nameAttributes() (all []kmipwire.Attribute) {
+	for g := f; g != nil; g = g.replica {
+		g.mu.Lock()
+		for _, name := range g.names {
+			all = append(all, nameAttribute(name))
+		}
+		g.mu.Unlock()
+	}
+	return all
+}
+
 func (f *fake) payload(op kmip14.Operation) any {
 	switch op {
 	case kmip14.OperationDiscoverVersions:
@@ -226,9 +238,9 @@ func (f *fake) payload(op kmip14.Operation) any {
 	case kmip14.OperationActivate:
 		return &kmipwire.ActivateResponse{UniqueIdentifier: "7"}
 	case kmip14.OperationGetAttributes:
-		return &kmipwire.GetAttributesResponse{UniqueIdentifier: "7", Attribute: []kmipwire.Attribute{
+		return &kmipwire.GetAttributesResponse{UniqueIdentifier: "7", Attribute: append([]kmipwire.Attribute{
 			{AttributeName: kmipwire.AttrState, AttributeValue: kmip14.StateActive},
-		}}
+		}, f.nameAttributes()...)}
 	}
 	return &kmipwire.GetResponse{
 		ObjectType: kmip14.ObjectTypeSymmetricKey, UniqueIdentifier: "7",

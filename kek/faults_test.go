@@ -352,7 +352,7 @@ func (r replicas) checkOrphan(o faultOutcome) {
 
 // TestAllSilent: the error comes after each server had its time, and names all.
 func TestAllSilent(t *testing.T) {
-	for hedge, takes := range map[string]time.Duration{"0s": 3 * limit, "2s": limit + 4*time.Second} {
+	for hedge, takes := range map[string]time.Duration{"0s": 3 * limit, "2s": limit + 4*time.Second, "1ns": limit + 2} {
 		t.Run(hedge, func(t *testing.T) {
 			withReplicas(t, "hedgeAfter: "+hedge, func(r replicas) {
 				for _, p := range r.Proxies {
@@ -435,6 +435,21 @@ func TestCanaryTakesStatusesWord(t *testing.T) {
 	})
 }
 
+// TestCanaryHeedsARevocation: that one replica has not heard of it yet is no failure of those
+// that have.
+func TestCanaryHeedsARevocation(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		revoked := r.Replicas.Create(0)
+		r.Lag(2)
+		r.Replicas.Revoke(0, revoked)
+		late := r.Replicas.Create(0)
+		id, checks, err := r.Canary(r.t.Context())
+		if want := []KeyResult{KeyOK, KeyOK, KeyMissing}; id != late || err != nil || !slices.Equal(results(checks), want) {
+			r.t.Errorf("key %q is %v, want %q to be %v: %v", id, checks, late, want, err)
+		}
+	})
+}
+
 // TestLostAtAReplicaThatLags: a key that cannot be found is made again, under another
 // name, and what was made first is never used.
 func TestLostAtAReplicaThatLags(t *testing.T) {
@@ -493,6 +508,61 @@ func TestFailedServersRest(t *testing.T) {
 	})
 }
 
+// TestRestsGrow: a server that can be connected to and gives no key rests for longer each
+// time, though whoever looks after it finds it well.
+func TestRestsGrow(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Hang, kmip14.OperationGet)
+		for rest := firstRest; rest < maxRest; rest *= 2 {
+			r.checkGet(id, 2*time.Second)
+			time.Sleep(rest - time.Millisecond)
+			r.checkGet(id, 0)
+			time.Sleep(2 * time.Millisecond)
+		}
+	})
+}
+
+// TestStatusIsHeeded: a server that was found to be gone is asked last.
+func TestStatusIsHeeded(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Hang)
+		r.Cluster.Status(r.t.Context())
+		r.checkGet(id, 0)
+		r.checkAsked([]int{1}, "connect")
+	})
+}
+
+// TestSlowServerIsBack: one who looks after a server gives it as long as those do who need a
+// key.
+func TestSlowServerIsBack(t *testing.T) {
+	withReplicas(t, "timeout: 5s", func(r replicas) {
+		id := r.Replicas.Create(0)
+		r.Proxies[0].Set(faultproxy.Refuse)
+		r.checkGet(id, 0)
+		r.Proxies[0].Set(faultproxy.Delay(4 * time.Second))
+		time.Sleep(10 * time.Minute)
+		if !r.Cluster.servers[0].restsSince().IsZero() {
+			r.t.Error("it is asked last, though it answers in time")
+		}
+	})
+}
+
+// TestRestEndsWithoutConnections: a cluster that is closed can be used, and has nobody look
+// after its servers.
+func TestRestEndsWithoutConnections(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		r.Proxies[0].Set(faultproxy.Refuse)
+		r.checkGet(r.Replicas.Create(0), 0)
+		r.Cluster.release()
+		time.Sleep(maxRest)
+		if !r.Cluster.servers[0].restsSince().IsZero() {
+			r.t.Error("it is asked last for ever")
+		}
+	})
+}
+
 func (r replicas) checkGet(id string, takes time.Duration) {
 	r.t.Helper()
 	if o := r.get(id); o.err != nil || o.key != id || o.took != takes {
@@ -538,6 +608,25 @@ func sitesYAML(addresses []string) string {
 		text += fmt.Sprintf("  - {address: %q, site: %q}\n", a, string(rune('b'-i/3)))
 	}
 	return text
+}
+
+// TestRevokeUnderFaults: a key is revoked once, by a server that answers, and one that is
+// silent has its time once.
+func TestRevokeUnderFaults(t *testing.T) {
+	eachWay(t, "", upTo(1), func(r replicas, w way, position int) {
+		id := r.Replicas.Create(0)
+		r.fail(position, w.fault, kmip14.OperationRevoke)
+		begun := time.Now()
+		if err := r.Cluster.Revoke(r.t.Context(), id, false); err != nil {
+			r.t.Error(err)
+		}
+		if took := time.Since(begun); took != w.takes {
+			r.t.Errorf("it took %v, want %v", took, w.takes)
+		}
+		if state := r.State(2, id); state != kmip14.StateDeactivated {
+			r.t.Errorf("the key is %s", state)
+		}
+	})
 }
 
 // TestQueueOfASilentServer: those who wait for a connection to it give up as they would on

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -65,8 +66,8 @@ type Config struct {
 	// MinReplicas is how many key managers have to give a key before anything is encrypted
 	// with it. The default is all that can be reached, at least 1.
 	MinReplicas int `yaml:"minReplicas"`
-	// MaxConnections is how many connections are made to each key manager at most. The
-	// default is 4.
+	// MaxConnections is how many connections are made to each key manager at most, besides
+	// those of health checks. The default is 4.
 	MaxConnections int `yaml:"maxConnections"`
 	// MaxRate is how many operations a second each key manager is asked to do at most, as to
 	// give a key or to make one; health checks don't count. The default, 0, is any number.
@@ -186,14 +187,30 @@ func (c *Cluster) addServers(config Config) error {
 	if config.MinReplicas < 0 || config.MinReplicas > len(config.Servers) {
 		return fmt.Errorf("minReplicas: %d, but the alias has %d key managers", config.MinReplicas, len(config.Servers))
 	}
+	if err := checkAddresses(config.Servers); err != nil {
+		return err
+	}
 	c.site = cmp.Or(config.Site, config.Servers[0].Site)
 	places := cmp.Or(config.MaxConnections, defaultMaxConnections)
 	for _, s := range config.Servers {
+		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
+	}
+	return nil
+}
+
+// checkAddresses also refuses a server that is named twice, and would count as two replicas.
+func checkAddresses(servers []Server) error {
+	named := map[[2]string]bool{}
+	for _, s := range servers {
 		host, port, err := net.SplitHostPort(s.Address)
 		if err != nil || host == "" || port == "" {
 			return fmt.Errorf("address %q: want host:port, as in kms.example.com:5696", s.Address)
 		}
-		c.servers = append(c.servers, &server{Server: s, cluster: c, places: make(chan struct{}, places)})
+		who := [2]string{strings.ToLower(s.Address), strings.ToLower(s.name())}
+		if named[who] {
+			return fmt.Errorf("address %q: it is named twice", s.Address)
+		}
+		named[who] = true
 	}
 	return nil
 }

@@ -442,8 +442,8 @@ func TestServerRefusesTheClient(t *testing.T) {
 func TestStatusIsInOrder(t *testing.T) {
 	f := &fake{}
 	startFake(t, f)
-	down := listen(t, func(net.Conn) {})
-	got := open(t, f.pki, down, f.address, down).Status(t.Context())
+	down := func() string { return listen(t, func(net.Conn) {}) }
+	got := open(t, f.pki, down(), f.address, down()).Status(t.Context())
 	for i, want := range []ServerState{StateUnreachable, StateOK, StateUnreachable} {
 		if got[i].State != want {
 			t.Errorf("server %d: %+v, want %s", i, got[i], want)
@@ -462,9 +462,13 @@ func TestCallsObeyContext(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second || !errors.Is(err, context.Canceled) {
 		t.Errorf("after %v: %v, want context.Canceled", took, err)
 	}
-	_, err = startFake(t, &fake{}).Create(ctx)
-	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
-		t.Errorf("canceled before: %v", err)
+	c = startFake(t, &fake{})
+	_, getErr := c.Get(ctx, "7")
+	_, createErr := c.Create(ctx)
+	for _, err := range []error{getErr, createErr, c.Revoke(ctx, "7", false)} {
+		if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
+			t.Errorf("canceled before: %v", err)
+		}
 	}
 }
 
@@ -515,11 +519,14 @@ func TestOpenRefuses(t *testing.T) {
 		edit func(*Config)
 		want []string
 	}{
-		"no servers":      {func(c *Config) { c.Servers = nil }, []string{"servers"}},
-		"no port":         {func(c *Config) { c.Servers = []Server{{Address: "localhost"}} }, []string{"localhost", "host:port"}},
-		"empty port":      {func(c *Config) { c.Servers = []Server{{Address: "localhost:"}} }, []string{"host:port"}},
-		"no host":         {func(c *Config) { c.Servers = []Server{{Address: ":5696"}} }, []string{"host:port"}},
-		"a bad second":    {func(c *Config) { c.Servers = append(c.Servers[:1:1], Server{}) }, []string{"host:port"}},
+		"no servers":   {func(c *Config) { c.Servers = nil }, []string{"servers"}},
+		"no port":      {func(c *Config) { c.Servers = []Server{{Address: "localhost"}} }, []string{"localhost", "host:port"}},
+		"empty port":   {func(c *Config) { c.Servers = []Server{{Address: "localhost:"}} }, []string{"host:port"}},
+		"no host":      {func(c *Config) { c.Servers = []Server{{Address: ":5696"}} }, []string{"host:port"}},
+		"a bad second": {func(c *Config) { c.Servers = append(c.Servers[:1:1], Server{}) }, []string{"host:port"}},
+		"one twice": {func(c *Config) {
+			c.Servers, c.MinReplicas = append(c.Servers[:1:1], Server{Address: "LOCALHOST:5696", Site: "b"}), 2
+		}, []string{"LOCALHOST:5696", "twice"}},
 		"too many":        {func(c *Config) { c.MinReplicas = 2 }, []string{"minReplicas: 2", "1 key managers"}},
 		"no certificate":  {func(c *Config) { c.ClientCert = "" }, []string{"clientCert"}},
 		"no key":          {func(c *Config) { c.ClientKey = "" }, []string{"clientKey"}},

@@ -144,15 +144,21 @@ func checkKey(resp *kmipwire.GetResponse) error {
 // state asks for the state of a key. The error wraps ErrDestroyed when that is
 // its state.
 func (s *session) state(ctx context.Context, id string) (State, error) {
-	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: stateAttributes}
+	attributes, err := s.attributes(ctx, id, stateAttributes)
+	if err != nil {
+		return "", err
+	}
+	return stateOf(attributes)
+}
+
+// attributes asks for attributes of a key by their names.
+func (s *session) attributes(ctx context.Context, id string, names []string) ([]kmipwire.Attribute, error) {
+	req := kmipwire.GetAttributesRequest{UniqueIdentifier: id, AttributeName: names}
 	var resp kmipwire.GetAttributesResponse
 	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return "", err
-	}
-	return stateOf(resp.Attribute)
+	return resp.Attribute, sameID(resp.UniqueIdentifier, id)
 }
 
 // stateAttributes are those that tell what a key may be used for.

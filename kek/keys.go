@@ -1,6 +1,7 @@
 package kek
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,10 @@ type KeyInfo struct {
 	Created time.Time // zero if the key manager does not tell
 }
 
-// locatePage is how many keys are asked for at a time.
-const locatePage = 1000
+const (
+	locatePage = 1000    // how many keys are asked for at a time
+	maxLocated = 250_000 // how many a server may have: one that always finds more would fill the memory
+)
 
 // List tells of the AES-256 keys that a key manager of the cluster has for this client,
 // except of those that are destroyed. The first that answers is asked.
@@ -47,19 +50,34 @@ func (c *Cluster) Revoke(ctx context.Context, id string, compromised bool) error
 		UniqueIdentifier: id, RevocationReason: kmipwire.RevocationReason{RevocationReasonCode: reason},
 	}
 	return c.change(ctx, id, func(ctx context.Context, s *session) error {
-		err := s.call(ctx, kmip14.OperationRevoke, req, new(kmipwire.RevokeResponse))
+		var resp kmipwire.RevokeResponse
+		err := s.call(ctx, kmip14.OperationRevoke, req, &resp)
 		if err == nil {
-			return nil
+			err = sameID(resp.UniqueIdentifier, id)
+		} else {
+			err = s.clarifyRevoked(ctx, id, compromised, err)
 		}
-		state, stateErr := s.state(ctx, id)
-		if stateErr == nil && (state == Compromised || state == Deactivated && !compromised) {
-			return nil // perhaps the answer to an earlier try was lost
+		if err != nil {
+			return fmt.Errorf("revoke key %q: %w", id, err)
 		}
-		if errors.Is(stateErr, ErrDestroyed) {
-			err = stateErr
-		}
-		return fmt.Errorf("revoke key %q: %w", id, err)
+		return nil
 	})
+}
+
+// clarifyRevoked asks for the state of a key that a server has refused to revoke: perhaps
+// it was already, and the answer to that was lost.
+func (s *session) clarifyRevoked(ctx context.Context, id string, compromised bool, err error) error {
+	if _, refused := errors.AsType[*refusal](err); !refused {
+		return err
+	}
+	state, stateErr := s.state(ctx, id)
+	switch {
+	case errors.Is(stateErr, ErrDestroyed):
+		return stateErr
+	case state == Compromised, state == Deactivated && !compromised:
+		return nil
+	}
+	return err
 }
 
 // Destroy has the bytes of a key deleted, for ever. It succeeds for a key that is
@@ -74,8 +92,12 @@ func (c *Cluster) Destroy(ctx context.Context, id string) error {
 		case state == Active, state == Expired:
 			return fmt.Errorf("destroy key %q: %w", id, ErrInUse)
 		}
-		req := kmipwire.DestroyRequest{UniqueIdentifier: id}
-		if err := s.call(ctx, kmip14.OperationDestroy, req, new(kmipwire.DestroyResponse)); err != nil {
+		var resp kmipwire.DestroyResponse
+		err := s.call(ctx, kmip14.OperationDestroy, kmipwire.DestroyRequest{UniqueIdentifier: id}, &resp)
+		if err == nil {
+			err = sameID(resp.UniqueIdentifier, id)
+		}
+		if err != nil {
 			return fmt.Errorf("destroy key %q: %w", id, err)
 		}
 		return nil
@@ -143,6 +165,9 @@ func (s *session) locateAll(ctx context.Context, attributes []kmipwire.Attribute
 		before := len(all)
 		all = appendNew(all, seen, ids)
 		part.OffsetItems += len(ids)
+		if len(all) > maxLocated {
+			return nil, fmt.Errorf("locate keys: %w: there are more than %d", errProtocol, maxLocated)
+		}
 		switch isNew := len(all) > before; {
 		case isNew && (len(ids) >= locatePage || part.OffsetItems < total): // it may give fewer than it is asked for
 		case !isNew && len(ids) == locatePage: // the same again
@@ -199,19 +224,15 @@ func (s *session) describeAll(ctx context.Context, ids []string) (all []KeyInfo,
 	return all, nil
 }
 
+// describing are the attributes that KeyInfo is made of.
+var describing = append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...)
+
 func (s *session) describe(ctx context.Context, id string) (KeyInfo, error) {
-	req := kmipwire.GetAttributesRequest{
-		UniqueIdentifier: id,
-		AttributeName:    append([]string{kmipwire.AttrName, kmipwire.AttrInitialDate}, stateAttributes...),
-	}
-	var resp kmipwire.GetAttributesResponse
-	if err := s.call(ctx, kmip14.OperationGetAttributes, req, &resp); err != nil {
+	attributes, err := s.attributes(ctx, id, describing)
+	if err != nil {
 		return KeyInfo{}, err
 	}
-	if err := sameID(resp.UniqueIdentifier, id); err != nil {
-		return KeyInfo{}, err
-	}
-	return keyInfo(id, resp.Attribute)
+	return keyInfo(id, attributes)
 }
 
 func keyInfo(id string, attributes []kmipwire.Attribute) (info KeyInfo, err error) {
@@ -224,13 +245,17 @@ func keyInfo(id string, attributes []kmipwire.Attribute) (info KeyInfo, err erro
 }
 
 func (k *KeyInfo) take(a kmipwire.Attribute) {
-	switch a.AttributeName {
-	case kmipwire.AttrInitialDate:
+	if a.AttributeName == kmipwire.AttrInitialDate {
 		k.Created, _ = a.AttributeValue.(time.Time)
-	case kmipwire.AttrName:
-		var name kmipwire.Name
-		if k.Name == "" && kmipwire.UnmarshalPayload(a.AttributeValue, &name) == nil {
-			k.Name = name.NameValue
-		}
 	}
+	k.Name = cmp.Or(k.Name, nameOf(a))
+}
+
+// nameOf is the name that an attribute gives a key; empty if it is another attribute.
+func nameOf(a kmipwire.Attribute) string {
+	var name kmipwire.Name
+	if a.AttributeName != kmipwire.AttrName || kmipwire.UnmarshalPayload(a.AttributeValue, &name) != nil {
+		return ""
+	}
+	return name.NameValue
 }

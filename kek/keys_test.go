@@ -184,6 +184,22 @@ func TestExpired(t *testing.T) {
 	}
 }
 
+// TestChangeOfAnotherKey: a server that says it has changed another key has not done what it
+// was asked for.
+func TestChangeOfAnotherKey(t *testing.T) {
+	c := startFake(t, &fake{edit: func(op kmip14.Operation, resp *kmipwire.ResponseMessage) {
+		item(kmip14.OperationRevoke, func(i *kmipwire.ResponseBatchItem) {
+			i.ResponsePayload = &kmipwire.RevokeResponse{UniqueIdentifier: "8"}
+		})(op, resp)
+		item(kmip14.OperationDestroy, func(i *kmipwire.ResponseBatchItem) {
+			i.ResponsePayload = &kmipwire.DestroyResponse{UniqueIdentifier: "8"}
+		})(op, resp)
+		state(kmip14.StateDeactivated)(op, resp)
+	}})
+	expect(t, c.Revoke(t.Context(), "7", false), ErrUnavailable)
+	expect(t, c.Destroy(t.Context(), "7"), ErrUnavailable)
+}
+
 // expectStates compares the states of all keys.
 func expectStates(t *testing.T, c *Cluster, want map[string]State) {
 	t.Helper()

@@ -18,7 +18,11 @@ func newLimiter(perSecond int) *rate.Limiter {
 // pace waits until one more operation may begin. It comes before servers are asked: one
 // that is not asked yet is not to be taken for silent.
 func (c *Cluster) pace(ctx context.Context) error {
-	if err := c.limiter.Wait(ctx); err != nil {
+	err := c.limiter.Wait(ctx)
+	if ctx.Err() != nil {
+		return c.explain(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("alias %q: %w: maxRate: %w", c.alias, ErrUnavailable, &transportError{err})
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/gemalto/kmip-go/kmip14"
@@ -95,6 +96,24 @@ func TestListQuirks(t *testing.T) {
 				t.Errorf("it goes on after %d keys, want %d", f.skips[1], test.parts[0][1])
 			}
 		})
+	}
+}
+
+// TestListEnds: a server that always finds more keys is not listened to for ever.
+func TestListEnds(t *testing.T) {
+	next := 0
+	c := startFake(t, &fake{edit: item(kmip14.OperationLocate, func(i *kmipwire.ResponseBatchItem) {
+		out := new(kmipwire.LocateResponse)
+		for range min(20*locatePage, 2*maxLocated-next) { // more than it is asked for
+			next++
+			out.UniqueIdentifier = append(out.UniqueIdentifier, strconv.Itoa(next))
+		}
+		i.ResponsePayload = out
+	})})
+	_, _, err := c.Canary(t.Context())
+	expect(t, err, ErrUnavailable)
+	if next == 2*maxLocated || !strings.Contains(err.Error(), strconv.Itoa(maxLocated)) {
+		t.Errorf("after %d keys: %v", next, err)
 	}
 }
 

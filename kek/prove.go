@@ -2,12 +2,10 @@ package kek
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -31,7 +29,7 @@ const patience = 5
 // Prove has every server of the cluster give a key that is about to be relied on, and
 // compares what they give. One that lacks it, or its activation, is asked again for as long
 // as a replica may take, unless it does not matter any more; one that can't be reached does
-// not count. The error wraps ErrUnproven.
+// not count. The error wraps ErrUnproven, or ErrUnavailable if none can be.
 func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
@@ -46,7 +44,7 @@ func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
 	}
-	return c.judge(key.ID, proofs)
+	return c.judge(ctx, key.ID, proofs)
 }
 
 // isDecided tells whether, with what one server says, nobody needs to wait for others that
@@ -58,7 +56,7 @@ func (c *Cluster) isDecided(s *server, proof error, good *atomic.Int32) bool {
 	case forbids(proof):
 		return true
 	}
-	return c.minReplicas == 0 && c.diagnose(s.Address, proof).answered
+	return c.minReplicas == 0 && !c.diagnose(s.Address, proof).isGone()
 }
 
 // prove asks one server until it gives the key, or waiting ends.
@@ -81,15 +79,12 @@ func (s *server) prove(ctx, waiting context.Context, key *Key) error {
 
 // compare fetches a key, and compares it with the one that is known.
 func (s *server) compare(ctx context.Context, key *Key) error {
-	if err := s.cluster.pace(ctx); err != nil {
-		return err
-	}
-	has, err := work(ctx, s, func(ctx context.Context, conn *session) (*Key, error) { return conn.get(ctx, key.ID) })
+	has, err := s.fetch(ctx, key.ID)
 	if err != nil {
 		return err
 	}
 	defer has.Destroy()
-	if subtle.ConstantTimeCompare(has.Material.Bytes(), key.Material.Bytes()) != 1 {
+	if !has.Material.Equal(key.Material) {
 		return errDifferent
 	}
 	if has.State == PreActive {
@@ -98,33 +93,37 @@ func (s *server) compare(ctx context.Context, key *Key) error {
 	return has.Usable()
 }
 
-// judge tells whether enough servers gave the key.
-func (c *Cluster) judge(id string, proofs []error) error {
-	good, unreachable := 0, 0
-	var wrong []string
+// judge tells whether enough servers gave the key. One that answers, but not as it should,
+// counts as one that does not give it.
+func (c *Cluster) judge(ctx context.Context, id string, proofs []error) error {
+	good, gone := 0, 0
+	var faults []*fault
 	for i, err := range proofs {
 		if err == nil {
 			good++
 			continue
 		}
 		f := c.diagnose(c.servers[i].Address, err)
-		if !f.answered {
-			unreachable++
+		if f.isGone() {
+			gone++
 		}
-		wrong = append(wrong, f.address+": "+f.Error())
+		faults = append(faults, f)
 	}
-	enough := good > 0 && good+unreachable == len(proofs)
+	if gone == len(proofs) {
+		return c.explain(ctx, faults...)
+	}
+	enough := good > 0 && good+gone == len(proofs)
 	if c.minReplicas > 0 {
 		enough = good >= c.minReplicas
 	}
 	if enough && !slices.ContainsFunc(proofs, forbids) {
-		if len(wrong) > 0 {
+		if len(faults) > 0 {
 			slog.Warn("a KEK is not known to be at all key managers: until it is, what is encrypted under it is lost with those that have it",
-				"alias", c.alias, "kek", id, "has", fmt.Sprintf("%d of %d", good, len(proofs)), "error", errors.New(strings.Join(wrong, "; ")))
+				"alias", c.alias, "kek", id, "has", fmt.Sprintf("%d of %d", good, len(proofs)), "error", errors.New(list(faults)))
 		}
 		return nil
 	}
-	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), strings.Join(wrong, "; "))
+	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), list(faults))
 }
 
 // forbids tells whether what one server says is enough to encrypt nothing with a key, however

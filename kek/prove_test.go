@@ -32,6 +32,7 @@ func TestProve(t *testing.T) {
 		"one has revoked it":  {[]*fake{{edit: state(kmip14.StateCompromised)}}, 1, "compromised"},
 		"one has lost it":     {[]*fake{{edit: state(kmip14.StateDestroyed)}}, 1, "destroyed"},
 		"one is late":         {[]*fake{{edit: state(kmip14.StatePreActive)}}, 0, "not active here yet"},
+		"one mixes keys up":   {[]*fake{{edit: given(func(r *kmipwire.GetResponse) { r.UniqueIdentifier = "8" })}}, 0, "1 of 2"},
 		"one may be late":     {[]*fake{{edit: state(kmip14.StatePreActive)}}, 1, ""},
 	} {
 		c := cluster(t, append([]*fake{{}}, test.others...)...)
@@ -78,6 +79,29 @@ func TestProveDoesNotWaitInVain(t *testing.T) {
 				t.Errorf("%v, %v", err, ctx.Err())
 			}
 		})
+	}
+}
+
+// TestProveWithoutServers: that none can be reached says nothing of the key.
+func TestProveWithoutServers(t *testing.T) {
+	first, second := &fake{}, &fake{}
+	c := cluster(t, first, second)
+	key, err := c.Get(t.Context(), "7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Destroy()
+	for _, f := range []*fake{first, second} {
+		f.mu.Lock()
+		f.raw = func(kmip14.Operation, []byte) []byte { return nil }
+		f.mu.Unlock()
+	}
+	err = c.Prove(t.Context(), key)
+	expect(t, err, ErrUnavailable)
+	for _, f := range []*fake{first, second} {
+		if !strings.Contains(err.Error(), f.address+": ") {
+			t.Errorf("%s is not named: %v", f.address, err)
+		}
 	}
 }
 

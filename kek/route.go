@@ -140,7 +140,9 @@ func (r *race[T]) askSite(ctx context.Context, left []*server) (value T, ok bool
 			r.noteSilent()
 			return value, false
 		}
-		silence.Reset(r.cluster.hedgeAfter)
+		if len(left) > 0 {
+			silence.Reset(r.cluster.hedgeAfter)
+		}
 	}
 	return value, false
 }
@@ -186,23 +188,24 @@ func (r *race[T]) noteSilent() {
 	}
 }
 
-// work has a server do something: once more if a connection that was kept turns out to be
-// closed.
+// work has a server do something: once more, on a new connection, if one that was kept
+// turns out to be closed.
 func work[T any](ctx context.Context, s *server, do func(context.Context, *session) (T, error)) (value T, err error) {
-	for {
-		conn, kept, err := s.take(ctx)
-		if err != nil {
-			return value, err
-		}
-		value, err := do(ctx, conn)
-		if kept && isClosed(err) && ctx.Err() == nil {
-			conn.conn.Close()
-			s.leave()
-			continue
-		}
-		s.done(ctx, conn, err)
+	conn, kept, err := s.take(ctx)
+	if err != nil {
 		return value, err
 	}
+	value, err = do(ctx, conn)
+	if kept && isClosed(err) && ctx.Err() == nil {
+		conn.conn.Close()
+		s.leave()
+		if conn, err = s.takeNew(ctx); err != nil {
+			return value, err
+		}
+		value, err = do(ctx, conn)
+	}
+	s.done(ctx, conn, err)
+	return value, err
 }
 
 // isClosed tells whether a connection failed otherwise than by silence.

@@ -21,9 +21,9 @@ type server struct {
 	mu       sync.Mutex
 	idle     []*session  // the one used last comes last
 	reaper   *time.Timer // closes those that nobody uses; nil while there are none
-	failed   int         // how often in a row it did not answer
-	since    time.Time   // when it did not for the first time
-	resume   time.Time   // until when it is asked last
+	failed   int         // how often in a row it did not do what it was asked for
+	since    time.Time   // when it did not for the first time since it was last well
+	resume   time.Time   // until when it is asked last; zero while all is well
 	answered time.Time   // when it last did
 	probe    *time.Timer // asks it in the background at that time; nil while all is well, or nothing is kept
 }
@@ -137,12 +137,20 @@ func (s *server) reuse() (conn *session) {
 
 // done gives a connection back on which something ended with an error, or nil.
 func (s *server) done(ctx context.Context, conn *session, err error) {
-	defer s.leave()
-	s.noteFailure(ctx, err)
-	if isAnswer(err) {
-		s.noteSuccess()
+	if !isAnswer(err) {
+		s.noteFailure(ctx, err)
+		conn.conn.Close()
+		s.leave()
+		return
 	}
-	if !isAnswer(err) || !s.keep(conn) {
+	s.noteSuccess()
+	s.giveBack(conn)
+}
+
+// giveBack gives a connection back on which more can be asked.
+func (s *server) giveBack(conn *session) {
+	defer s.leave()
+	if !s.keep(conn) {
 		conn.conn.Close()
 	}
 }
@@ -177,10 +185,10 @@ func (s *server) reap() {
 	}
 }
 
-// noteFailure is for work that ended with an error, or nil. That a caller gave up is no
-// failure of the server's.
+// noteFailure is for work that ended with an error. That a caller gave up is no failure of
+// the server's, and to refuse is none either.
 func (s *server) noteFailure(ctx context.Context, err error) {
-	if err != nil && ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
+	if ctx.Err() == nil && !s.cluster.diagnose(s.Address, err).answered {
 		s.rest()
 	}
 }
@@ -193,7 +201,7 @@ func (s *server) rest() {
 	if time.Now().Before(s.resume) {
 		return
 	}
-	if s.failed == 0 {
+	if s.resume.IsZero() {
 		s.since = time.Now()
 	}
 	rest := min(firstRest<<min(s.failed, 6), maxRest)
@@ -219,7 +227,21 @@ func (s *server) noteAnswer() {
 func (s *server) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.resume = 0, time.Time{}
+	s.failed = 0
+	s.endRest()
+}
+
+// noteBack is for a server that can be connected to: it is asked in its turn again. If it
+// then fails as before, it rests for longer than before.
+func (s *server) noteBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endRest()
+}
+
+// endRest is called with the server locked.
+func (s *server) endRest() {
+	s.resume = time.Time{}
 	if s.probe != nil {
 		s.probe.Stop()
 		s.probe = nil
@@ -238,17 +260,17 @@ func (s *server) restsSince() (since time.Time) {
 }
 
 // tryAgain connects to a server that has failed, so that nobody has to wait for it who
-// needs a key.
+// needs a key. Each step has as long as it has for others.
 func (s *server) tryAgain() {
-	ctx, cancel := context.WithTimeout(s.cluster.kept, s.cluster.timeout)
-	defer cancel()
+	ctx := s.cluster.kept
 	conn, err := s.takeNew(ctx)
 	switch {
 	case err == nil:
-		s.done(ctx, conn, nil)
-	case s.cluster.kept.Err() != nil:
-	case ctx.Err() == nil && s.cluster.diagnose(s.Address, err).answered:
-		s.noteSuccess()
+		s.noteBack()
+		s.giveBack(conn)
+	case ctx.Err() != nil:
+	case s.cluster.diagnose(s.Address, err).answered:
+		s.noteBack()
 	default:
 		s.rest()
 	}
@@ -257,9 +279,7 @@ func (s *server) tryAgain() {
 func (s *server) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.probe != nil {
-		s.probe.Stop()
-	}
+	s.endRest()
 	if s.reaper != nil {
 		s.reaper.Stop()
 	}

@@ -32,6 +32,7 @@ func (c *Cluster) ownFirst(do func(place int)) {
 	}
 }
 
+// together does n things at once.
 func together(n int, do func(i int)) {
 	var asking sync.WaitGroup
 	for i := range n {

@@ -56,11 +56,12 @@ func (s *server) status(ctx context.Context) ServerStatus {
 		status.Vendor, err = conn.vendor(ctx)
 	}
 	if err != nil {
+		s.noteFailure(ctx, err)
 		f := s.cluster.diagnose(s.Address, err)
 		status.State, status.Err = f.state, s.cluster.explainOne(ctx, f)
 		return status
 	}
-	s.noteSuccess()
+	s.noteBack()
 	status.State, status.Version, status.TLS = StateOK, conn.version.String(), conn.conn.TLSVersion()
 	status.Expires = conn.conn.PeerExpires()
 	return status
