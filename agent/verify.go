@@ -16,6 +16,9 @@ import (
 // ErrReplicas means that a key manager does not have a key as it should.
 var ErrReplicas = errors.New("not every key manager has every key")
 
+// errUnasked means that all that is wrong is that key managers can't be reached.
+var errUnasked = errors.New("not every key manager could be asked")
+
 // Verification is how the key managers have the keys of disks.
 type Verification struct {
 	Disks []DiskVerification `json:"disks"` // the encrypted ones
@@ -265,11 +268,15 @@ func (v *Verification) Err() error {
 		}
 		causes = append(causes, d.causes()...)
 	}
+	kind := ErrReplicas
+	if len(causes) > 0 && !slices.ContainsFunc(causes, func(err error) bool { return !errors.Is(err, kek.ErrUnavailable) }) {
+		kind = errUnasked
+	}
 	switch {
 	case closed > 0:
-		return &verdict{fmt.Sprintf("the keys of %d of %d disks are not to be had", closed, len(v.Disks)), append(causes, ErrReplicas)}
+		return &verdict{fmt.Sprintf("the keys of %d of %d disks are not to be had", closed, len(v.Disks)), append(causes, kind)}
 	case len(causes) > 0:
-		return &verdict{"the keys of every disk are to be had, but " + ErrReplicas.Error(), append(causes, ErrReplicas)}
+		return &verdict{"the keys of every disk are to be had, but " + kind.Error(), append(causes, kind)}
 	}
 	return nil
 }

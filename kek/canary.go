@@ -19,10 +19,11 @@ const fewKeys = 16
 
 // Canary tries the key managers of the cluster with an active key that one of them has for
 // this client: that they answer does not prove that keys can be had. If one lacks a key that
-// others have, it is that one, so that a replica that lags is found. ErrNotFound if there is
-// no key to try. Where none so much as tells of its keys, checks say why of each.
-func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err error) {
-	lists, faults := c.activeKeys(ctx)
+// others have, it is that one, so that a replica that lags is found. Those that Status has
+// just found to be gone are not asked. ErrNotFound if there is no key to try. Where none so
+// much as tells of its keys, checks say why of each.
+func (c *Cluster) Canary(ctx context.Context, found ...ServerStatus) (id string, checks []KeyCheck, err error) {
+	lists, faults := c.activeKeys(ctx, goneOf(found))
 	if len(lists) == 0 {
 		for _, f := range faults {
 			checks = append(checks, failed(f))
@@ -44,11 +45,26 @@ func (c *Cluster) Canary(ctx context.Context) (id string, checks []KeyCheck, err
 	return "", nil, fmt.Errorf("alias %q: %w that is active", c.alias, ErrNotFound)
 }
 
+// goneOf gives the faults of the servers, by address, that are gone.
+func goneOf(found []ServerStatus) map[string]*fault {
+	gone := map[string]*fault{}
+	for _, s := range found {
+		if l, ok := errors.AsType[*loneFault](s.Err); ok && l.isGone() {
+			gone[s.Address] = l.fault
+		}
+	}
+	return gone
+}
+
 // activeKeys gives the IDs of the active keys at each key manager that tells them, and of
-// the others, by their places, why they do not.
-func (c *Cluster) activeKeys(ctx context.Context) (lists [][]string, faults []*fault) {
+// the others, by their places, why they do not. Those that are known to be gone are asked
+// for nothing.
+func (c *Cluster) activeKeys(ctx context.Context, known map[string]*fault) (lists [][]string, faults []*fault) {
 	ids, faults := make([][]string, len(c.servers)), make([]*fault, len(c.servers))
 	c.ownFirst(func(i int) {
+		if faults[i] = known[c.servers[i].Address]; faults[i] != nil {
+			return
+		}
 		var err error
 		if ids[i], err = c.activeKeysAt(ctx, c.servers[i]); err != nil {
 			faults[i] = c.diagnose(c.servers[i].Address, err)

@@ -87,6 +87,10 @@ func (t *transportError) Unwrap() error { return t.err }
 // advice is for errors of the network; others come from a DialFunc that knows
 // better.
 func (t *transportError) advice() string {
+	switch alertOf(t.err) {
+	case "tls: handshake failure", "tls: protocol version not supported", "tls: insufficient security level":
+		return "check that the key manager offers TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20"
+	}
 	var network net.Error
 	if errors.As(t.err, &network) || errors.Is(t.err, io.EOF) {
 		return "check that the key manager runs and that the address is right"
@@ -185,6 +189,24 @@ func (c *Cluster) explain(ctx context.Context, faults ...*fault) error {
 		return fmt.Errorf("alias %q: key manager %s: %w", c.alias, faults[0].address, faults[0])
 	}
 	return fmt.Errorf("alias %q: %w", c.alias, &allFailed{faults, verdict(faults)})
+}
+
+// explainOne is explain for one server that was asked for itself: who asked knows which.
+func (c *Cluster) explainOne(ctx context.Context, f *fault) error {
+	if ctx.Err() != nil {
+		return c.explain(ctx, f)
+	}
+	return &loneFault{f}
+}
+
+// loneFault is a fault that stands beside the address of its server.
+type loneFault struct{ *fault }
+
+func (l *loneFault) Unwrap() []error {
+	if l.answered {
+		return []error{l.fault}
+	}
+	return unavailable([]*fault{l.fault})
 }
 
 // verdicts are what several servers can say of a key, by how much it weighs against what

@@ -2,6 +2,7 @@ package kek
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -404,6 +405,32 @@ func TestCanaryFindsAReplicaThatLags(t *testing.T) {
 		id, checks, err = r.Canary(r.t.Context())
 		if want := []KeyResult{KeyOK, KeyOK, KeyOK}; id == late || err != nil || !slices.Equal(results(checks), want) {
 			r.t.Errorf("key %q is %v: %v", id, checks, err)
+		}
+	})
+}
+
+// TestCanaryTakesStatusesWord: a key manager that Status waited for in vain is not waited
+// for once more.
+func TestCanaryTakesStatusesWord(t *testing.T) {
+	withReplicas(t, "", func(r replicas) {
+		r.Replicas.Create(0)
+		r.Proxies[1].Set(faultproxy.Hang)
+		found := r.Status(r.t.Context())
+		begun := time.Now()
+		_, checks, err := r.Canary(r.t.Context(), found...)
+		if want := []KeyResult{KeyOK, KeyUnreachable, KeyOK}; err != nil || !slices.Equal(results(checks), want) {
+			r.t.Errorf("%v: %v", checks, err)
+		}
+		if took := time.Since(begun); took >= limit {
+			r.t.Errorf("it took %v", took)
+		}
+		for _, p := range r.Proxies {
+			p.Set(faultproxy.Hang)
+		}
+		found, begun = r.Status(r.t.Context()), time.Now()
+		_, _, err = r.Canary(r.t.Context(), found...)
+		if took := time.Since(begun); !errors.Is(err, ErrUnavailable) || took >= limit {
+			r.t.Errorf("with none left it took %v: %v", took, err)
 		}
 	})
 }

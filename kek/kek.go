@@ -185,7 +185,7 @@ func (c *Cluster) addServers(config Config) error {
 		return errors.New("servers: at least one key manager is needed")
 	}
 	if config.MinReplicas < 0 || config.MinReplicas > len(config.Servers) {
-		return fmt.Errorf("minReplicas: %d of %d key managers", config.MinReplicas, len(config.Servers))
+		return fmt.Errorf("minReplicas: %d, but the alias has %d key managers", config.MinReplicas, len(config.Servers))
 	}
 	if err := checkAddresses(config.Servers); err != nil {
 		return err

@@ -527,7 +527,7 @@ func TestOpenRefuses(t *testing.T) {
 		"one twice": {func(c *Config) {
 			c.Servers, c.MinReplicas = append(c.Servers[:1:1], Server{Address: "LOCALHOST:5696", Site: "b"}), 2
 		}, []string{"LOCALHOST:5696", "twice"}},
-		"too many":        {func(c *Config) { c.MinReplicas = 2 }, []string{"minReplicas", "2 of 1"}},
+		"too many":        {func(c *Config) { c.MinReplicas = 2 }, []string{"minReplicas: 2", "1 key managers"}},
 		"no certificate":  {func(c *Config) { c.ClientCert = "" }, []string{"clientCert"}},
 		"no key":          {func(c *Config) { c.ClientKey = "" }, []string{"clientKey"}},
 		"no ca":           {func(c *Config) { c.CA = "" }, []string{"ca"}},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,27 +23,51 @@ var (
 // replicaPause is between two times that a replica is asked for a key that it lacks.
 const replicaPause = 500 * time.Millisecond
 
+// patience is how often a replica can lack a key before somebody is told who is waited for.
+const patience = 5
+
 // Prove has every server of the cluster give a key that is about to be relied on, and
 // compares what they give. One that lacks it, or its activation, is asked again for as long
-// as a replica may take; one that can't be reached does not count. The error wraps
-// ErrUnproven, or ErrUnavailable if none can be.
+// as a replica may take, unless it does not matter any more; one that can't be reached does
+// not count. The error wraps ErrUnproven, or ErrUnavailable if none can be.
 func (c *Cluster) Prove(ctx context.Context, key *Key) error {
 	waiting, cancel := context.WithTimeout(ctx, c.replicaWait)
 	defer cancel()
 	proofs := make([]error, len(c.servers))
-	together(len(c.servers), func(i int) { proofs[i] = c.servers[i].prove(ctx, waiting, key) })
+	var good atomic.Int32
+	together(len(c.servers), func(i int) {
+		proofs[i] = c.servers[i].prove(ctx, waiting, key)
+		if c.isDecided(c.servers[i], proofs[i], &good) {
+			cancel()
+		}
+	})
 	if ctx.Err() != nil {
 		return fmt.Errorf("alias %q: %w", c.alias, context.Cause(ctx))
 	}
 	return c.judge(ctx, key.ID, proofs)
 }
 
+// isDecided tells whether, with what one server says, nobody needs to wait for others that
+// are late: enough have the key, or it can't be used.
+func (c *Cluster) isDecided(s *server, proof error, good *atomic.Int32) bool {
+	switch {
+	case proof == nil:
+		return int(good.Add(1)) >= c.minReplicas && c.minReplicas > 0
+	case forbids(proof):
+		return true
+	}
+	return c.minReplicas == 0 && !c.diagnose(s.Address, proof).isGone()
+}
+
 // prove asks one server until it gives the key, or waiting ends.
 func (s *server) prove(ctx, waiting context.Context, key *Key) error {
-	for {
+	for tries := 1; ; tries++ {
 		err := s.compare(ctx, key)
 		if !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotYet) {
 			return err
+		}
+		if tries == patience {
+			slog.Warn("a key manager is waited for, since it does not have a KEK yet", "alias", s.cluster.alias, "address", s.Address, "kek", key.ID)
 		}
 		select {
 		case <-time.After(replicaPause):
@@ -91,6 +117,10 @@ func (c *Cluster) judge(ctx context.Context, id string, proofs []error) error {
 		enough = good >= c.minReplicas
 	}
 	if enough && !slices.ContainsFunc(proofs, forbids) {
+		if len(faults) > 0 {
+			slog.Warn("a KEK is not known to be at all key managers: until it is, what is encrypted under it is lost with those that have it",
+				"alias", c.alias, "kek", id, "has", fmt.Sprintf("%d of %d", good, len(proofs)), "error", errors.New(list(faults)))
+		}
 		return nil
 	}
 	return fmt.Errorf("alias %q: key %q: %w: %d of %d give it: %s", c.alias, id, ErrUnproven, good, len(proofs), list(faults))

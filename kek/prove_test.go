@@ -1,6 +1,7 @@
 package kek
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,36 @@ func TestProve(t *testing.T) {
 		if err != nil {
 			expect(t, err, ErrUnproven)
 		}
+	}
+}
+
+// TestProveDoesNotWaitInVain: nobody is waited for when enough have the key, or it can't be
+// used whatever the others say.
+func TestProveDoesNotWaitInVain(t *testing.T) {
+	lacks := &fake{edit: fail(kmip14.OperationGet, kmip14.ResultReasonItemNotFound, "")}
+	denies := &fake{edit: fail(kmip14.OperationGet, kmip14.ResultReasonPermissionDenied, "")}
+	revoked := &fake{edit: state(kmip14.StateDeactivated)}
+	for name, test := range map[string]struct {
+		other *fake
+		least int
+		good  bool
+	}{
+		"enough have it": {&fake{}, 2, true}, "one denies it": {denies, 0, false}, "one has revoked it": {revoked, 2, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster(t, &fake{}, lacks, test.other)
+			c.replicaWait, c.minReplicas = time.Hour, test.least
+			key, err := c.Get(t.Context(), "7")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer key.Destroy()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if err := c.Prove(ctx, key); ctx.Err() != nil || (err == nil) != test.good {
+				t.Errorf("%v, %v", err, ctx.Err())
+			}
+		})
 	}
 }
 

@@ -58,7 +58,7 @@ func (s *server) status(ctx context.Context) ServerStatus {
 	if err != nil {
 		s.noteFailure(ctx, err)
 		f := s.cluster.diagnose(s.Address, err)
-		status.State, status.Err = f.state, s.cluster.explain(ctx, f)
+		status.State, status.Err = f.state, s.cluster.explainOne(ctx, f)
 		return status
 	}
 	s.noteBack()

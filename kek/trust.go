@@ -112,14 +112,30 @@ func sameVersion(a, b os.FileInfo) bool {
 }
 
 func (t *trust) load() (*certificates, error) {
+	if err := t.checkNamed(); err != nil {
+		return nil, err
+	}
 	c := &certificates{}
 	if err := c.loadClient(t.config); err != nil {
 		return nil, err
 	}
-	if t.config.CA == "" && slices.ContainsFunc(t.config.Servers, func(s Server) bool { return t.pinOf(s) != "" }) {
+	if t.config.CA == "" {
 		return c, nil
 	}
 	return c, c.loadCA(t.config)
+}
+
+// checkNamed tells whether there is a certificate for each side, and else how to get one.
+func (t *trust) checkNamed() error {
+	switch {
+	case t.config.ClientCert == "" || t.config.ClientKey == "":
+		return errors.New("no clientCert and clientKey are named, by which the key managers would know this host: " +
+			trustCommand(t.alias+" --csr FILE") + " makes a key, and a request to be signed")
+	case t.config.CA == "" && !slices.ContainsFunc(t.config.Servers, func(s Server) bool { return t.pinOf(s) != "" }):
+		return errors.New("no ca is named that vouches for the key managers, and no certificate of theirs is pinned: " +
+			trustCommand(t.alias+" --ca FILE") + " does the one, and without --ca the other")
+	}
+	return nil
 }
 
 func (c *certificates) loadClient(config Config) error {
@@ -153,9 +169,6 @@ func (c *certificates) loadCA(config Config) error {
 
 // readPEM reads the file that the configuration key names.
 func readPEM(key, path string) ([]byte, error) {
-	if path == "" {
-		return nil, fmt.Errorf("%s: a file must be named", key)
-	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -253,6 +266,12 @@ func judge(alias string, err *tls.CertificateVerificationError) (_ *untrusted, a
 		return u, trustCommand(alias) + " shows it, and pins it when you have confirmed it"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return u.outOfTime(invalid.Cert)
+	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+		u.text = "its certificate is not for servers: its extended key usages lack serverAuth"
+		return u, "have the key manager's administrator have one made that is"
+	case errors.As(err, &host) && names(host.Certificate) == "":
+		u.text = fmt.Sprintf("its certificate has no subjectAltName, so it is not for %s", host.Host)
+		return u, "have it made for this name; or " + trustCommand(alias) + " pins it as it is"
 	case errors.As(err, &host):
 		u.text = fmt.Sprintf("its certificate is for %s, not for %s", names(host.Certificate), host.Host)
 		return u, "make address or serverName one of these names, or have its certificate made for the other"
@@ -279,14 +298,11 @@ func (u *untrusted) outOfTime(cert *x509.Certificate) (*untrusted, string) {
 	return u, "have the key manager's administrator renew it"
 }
 
-// names are the hosts that a certificate is for.
+// names are the hosts that a certificate is for, "" if there are none.
 func names(cert *x509.Certificate) string {
 	all := append([]string(nil), cert.DNSNames...)
 	for _, ip := range cert.IPAddresses {
 		all = append(all, ip.String())
-	}
-	if len(all) == 0 {
-		return "no host"
 	}
 	return strings.Join(all, ", ")
 }

@@ -182,6 +182,20 @@ func wantState(t *testing.T, c *Cluster, want ServerState, says ...string) {
 			t.Errorf("%q is not in: %v", text, s.Err)
 		}
 	}
+	if s.Err != nil && strings.Contains(s.Err.Error(), s.Address) {
+		t.Errorf("who asked for one server is told its address again: %v", s.Err)
+	}
+}
+
+// TestOldTLS: a server that runs, but offers too little, is told from one that does not.
+func TestOldTLS(t *testing.T) {
+	ours := newAuthority(t, 100*testDay)
+	s := startShowerOf(t, tls.VersionTLS12, ours.server())
+	config := s.config(t, ours)
+	wantState(t, openConfig(t, config, nil), StateOK)
+	s = startShowerOf(t, tls.VersionTLS11, ours.server())
+	config.Servers[0].Address = s.address
+	wantState(t, openConfig(t, config, nil), StateUnreachable, "protocol version", "offers TLS 1.3")
 }
 
 // wantUnreachable checks what check and Survey say of a key at the one server.
@@ -217,11 +231,11 @@ func TestEachFaultOfACertificateHasItsMessage(t *testing.T) {
 			[]string{"not valid before", "clocks"}},
 		"another host": {ours, ours.issue(&x509.Certificate{DNSNames: []string{"kms-a.example.com"}, IPAddresses: []net.IP{net.IPv4(192, 0, 2, 7)}}),
 			[]string{"is for kms-a.example.com, 192.0.2.7, not for 127.0.0.1", "serverName"}},
-		"no host":       {ours, ours.issue(&x509.Certificate{}), []string{"no host", "serverName"}},
+		"no host":       {ours, ours.issue(&x509.Certificate{}), []string{"no subjectAltName, so it is not for 127.0.0.1", "kms trust test"}},
 		"another CA":    {theirs, ours.server(), []string{`issued by "CN=the CA"`, "ca does not vouch", "kms trust test --ca"}},
 		"an expired CA": {ended, ended.server(), []string{`authority "CN=the CA" expired on ` + past.UTC().Format(time.DateOnly)}},
 		"for clients only": {ours, ours.issue(&x509.Certificate{IPAddresses: loopback, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}),
-			[]string{"incompatible key usage", "put right"}},
+			[]string{"is not for servers", "serverAuth"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startShower(t, test.cert)
@@ -341,7 +355,7 @@ func TestOpenRefusesPins(t *testing.T) {
 		"SHA-1":               {"sha1:" + strings.Repeat("0a", 20), "", "", "fingerprint"},
 		"not hex":             {"", "sha256:" + strings.Repeat("0g", 32), "", "fingerprint"},
 		"pin and ca":          {good, "", pki.CA, "not both"},
-		"neither":             {"", "", "", "ca: "},
+		"neither":             {"", "", "", "kms trust a --ca FILE"},
 		"a CA that is not it": {"", good, pki.ClientKey, "ca " + pki.ClientKey},
 	} {
 		_, err := Open("a", Config{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func nArgs(c *cli.Context, least, most int) ([]string, error) {
 	n := c.NArg()
 	if n < least || n > most {
 		return nil, usageError{fmt.Errorf("%s takes %s; see \"%s --help\"",
-			c.Command.HelpName, c.Command.ArgsUsage, c.Command.HelpName)}
+			c.Command.HelpName, cmp.Or(c.Command.ArgsUsage, "no arguments"), c.Command.HelpName)}
 	}
 	if slices.Contains(c.Args().Slice(), "") {
 		return nil, usageError{fmt.Errorf("%s: an argument is empty", c.Command.HelpName)}

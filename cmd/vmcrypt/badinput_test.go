@@ -332,6 +332,9 @@ func TestBadConfiguration(t *testing.T) {
 		"no servers":     {"aliases:\n  a: {}\n", "at least one"},
 		"default alias":  {"defaultAlias: x\n", "defaultAlias"},
 		"VM of a server": {"aliases:\n  a:\n    servers: [{address: \"a:1\", vm: web01}]\n", "neither a UUID nor"},
+		"UUID of a VM":   {"aliases:\n  a:\n    servers: [{address: \"a:1\", vm: 564d0b11}]\n", "neither a UUID nor"},
+		"no unit":        {"aliases:\n  a:\n    hedgeAfter: 0\n    servers: [{address: \"a:1\"}]\n", "config.yaml:3: 0 is a time without a unit: want 0s"},
+		"half a key":     {"aliases:\n  a:\n    maxRate: 0.5\n    servers: [{address: \"a:1\"}]\n", "config.yaml:3: maxRate: 0.5 is no whole number"},
 		"engine":         {"engine: fast\n", "engine"},
 	} {
 		t.Run(name, func(t *testing.T) {

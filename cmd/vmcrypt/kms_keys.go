@@ -71,11 +71,12 @@ func kmsDestroyKeyCommand() *cli.Command {
 		Usage:     "delete a key for ever, and with it all that is encrypted under it",
 		ArgsUsage: "ID",
 		Description: "Refuses a key that a VM in the datastores of this host's configuration needs. Nobody else is asked:\n" +
-			"--yes says that no other host's does. Where no datastores are configured, or not all in them can be\n" +
-			"read, it refuses, too; for a host without VMs there is --unchecked. The key has to be revoked first.",
+			"--yes says that no other host's does. Where no datastores are configured, one is empty, or not all in\n" +
+			"them can be read, it refuses, too, unless --unchecked says that nothing there needs the key. The key\n" +
+			"has to be revoked first.",
 		Flags: []cli.Flag{aliasFlag(),
 			&cli.BoolFlag{Name: "yes", Usage: "no disk anywhere needs the key"},
-			&cli.BoolFlag{Name: "unchecked", Usage: "destroy it though no datastores are configured in which its uses could be looked for"}},
+			&cli.BoolFlag{Name: "unchecked", Usage: "no VM that could not be looked at needs the key"}},
 		Action: func(c *cli.Context) error {
 			if _, err := nArgs(c, 1, 1); err != nil {
 				return err
@@ -176,7 +177,10 @@ func listKeys(w *keyWork) error {
 
 func listOf(alias string, keys []kek.KeyInfo, uses *agent.KeyUses) *keyList {
 	list := &keyList{Alias: alias, Keys: []listedKey{}, Unread: append([]string{}, uses.Unknown...)}
-	needed := maps.Clone(uses.VMs[alias])
+	needed := map[string][]string{}
+	for id, vms := range uses.VMs[alias] {
+		needed[id] = slices.Sorted(slices.Values(vms))
+	}
 	for _, key := range keys {
 		listed := listedKey{ID: key.ID, Name: key.Name, State: string(key.State), VMs: append([]string{}, needed[key.ID]...)}
 		if !key.Created.IsZero() {
@@ -217,7 +221,7 @@ func (l *keyList) print(c *cli.Context) error {
 func revokeKey(w *keyWork) error {
 	id := w.Args().First()
 	if err := w.cluster.Revoke(w.Context.Context, id, w.Bool("compromised")); err != nil {
-		return err
+		return w.unknown(err)
 	}
 	return w.tell(id, "revoked")
 }
@@ -242,20 +246,22 @@ func destroyKey(w *keyWork) error {
 		return usageError{fmt.Errorf("destroying key %s loses all that is encrypted under it, on any host: if nothing is, add --yes", id)}
 	}
 	if err := w.cluster.Destroy(w.Context.Context, id); err != nil {
-		return err
+		return w.unknown(err)
 	}
 	return w.tell(id, "destroyed")
+}
+
+// unknown says where to look for the keys that there are, if err is that one is not there.
+func (w *keyWork) unknown(err error) error {
+	if errors.Is(err, kek.ErrNotFound) {
+		return hinted{err, "\"vmcrypt kms list-keys --kms " + shellWord(w.alias) + "\" shows the keys"}
+	}
+	return err
 }
 
 // checkUnneeded refuses a key that a VM needs, or may need, since it can't be read or
 // nobody knows where VMs are.
 func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
-	if len(w.env.config.Datastores) == 0 && !w.Bool("unchecked") {
-		return hinted{
-			fmt.Errorf("%w perhaps: the configuration names no datastores, so that nobody can tell which VMs use %s", errNeeded, id),
-			"name the folders of this host's VMs as datastores in " + w.env.paths.File + ", or, if it has none, add --unchecked",
-		}
-	}
 	uses, err := w.env.host().KeyUses(ctx)
 	if err != nil {
 		return err
@@ -271,8 +277,26 @@ func (w *keyWork) checkUnneeded(ctx context.Context, id string) error {
 	if len(vms) > 0 {
 		return fmt.Errorf("%w: %s is that of %s", errNeeded, id, strings.Join(slices.Compact(vms), ", "))
 	}
-	if len(uses.Unknown) > 0 {
-		return fmt.Errorf("%w perhaps, since not all VMs were looked at: %s", errNeeded, strings.Join(uses.Unknown, "; "))
+	if w.Bool("unchecked") {
+		return nil
+	}
+	return w.checkAllSeen(id, uses)
+}
+
+// checkAllSeen refuses a key if there may be VMs that nobody has looked at.
+func (w *keyWork) checkAllSeen(id string, uses *agent.KeyUses) error {
+	const otherwise = ", or, if none needs the key, add --unchecked"
+	switch {
+	case len(w.env.config.Datastores) == 0:
+		return hinted{
+			fmt.Errorf("%w perhaps: the configuration names no datastores, so that nobody can tell which VMs use %s", errNeeded, id),
+			"name the folders of this host's VMs as datastores in " + w.env.paths.File + otherwise,
+		}
+	case len(uses.Unknown) > 0:
+		return hinted{
+			fmt.Errorf("%w perhaps, since not all VMs were looked at: %s", errNeeded, strings.Join(uses.Unknown, "; ")),
+			"see to these" + otherwise,
+		}
 	}
 	return nil
 }

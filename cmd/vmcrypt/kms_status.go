@@ -119,16 +119,17 @@ func (e *environment) aliasReport(ctx context.Context, alias string) (aliasRepor
 		return a, nil
 	}
 	a.ClientExpires = utc(cluster.Expires())
-	for _, s := range cluster.Status(ctx) {
+	found := cluster.Status(ctx)
+	for _, s := range found {
 		a.Servers = append(a.Servers, serverOf(s))
 	}
-	return a, a.try(ctx, cluster)
+	return a, a.try(ctx, cluster, found)
 }
 
 // try fetches a key from each server: that one answers does not prove that keys can be
 // had. The error is that ctx has ended.
-func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster) error {
-	id, checks, _ := cluster.Canary(ctx) // the error is what the checks tell, or that there is no key yet
+func (a *aliasReport) try(ctx context.Context, cluster *kek.Cluster, found []kek.ServerStatus) error {
+	id, checks, _ := cluster.Canary(ctx, found...) // the error is what the checks tell, or that there is no key yet
 	a.Canary = id
 	for i, k := range checks {
 		a.Servers[i].Canary, a.Servers[i].CanaryDetail = k.Result, k.Detail
@@ -258,7 +259,7 @@ func age(t time.Time) string {
 func (r *kmsReport) verdict() error {
 	for _, a := range r.Aliases {
 		if !a.answers() {
-			return fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable)
+			return hinted{fmt.Errorf("alias %q: %w", a.Alias, kek.ErrUnavailable), "what is wrong with each stands beside its address"}
 		}
 		if a.isTried() && !slices.ContainsFunc(a.Servers, func(s serverReport) bool { return s.Canary == kek.KeyOK }) {
 			return fmt.Errorf("alias %q: %w: %s", a.Alias, kek.ErrCanary, cmp.Or(a.Canary, "they tell of none"))

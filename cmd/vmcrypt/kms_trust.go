@@ -168,8 +168,11 @@ func describe(server string, cert *x509.Certificate) certificateReport {
 }
 
 func (r certificateReport) print(w io.Writer) {
-	fmt.Fprintf(w, "    subject      %s\n    issuer       %s\n    for          %s\n    valid        %s to %s\n    fingerprint  %s\n",
-		plainText(r.Subject), plainText(r.Issuer), plainText(strings.Join(r.Names, ", ")),
+	fmt.Fprintf(w, "    subject      %s\n    issuer       %s\n", plainText(r.Subject), plainText(r.Issuer))
+	if len(r.Names) > 0 {
+		fmt.Fprintf(w, "    for          %s\n", plainText(strings.Join(r.Names, ", ")))
+	}
+	fmt.Fprintf(w, "    valid        %s to %s\n    fingerprint  %s\n",
 		r.From.Format(time.DateOnly), r.Until.Format(time.DateOnly), r.Fingerprint)
 }
 

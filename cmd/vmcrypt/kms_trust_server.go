@@ -33,13 +33,17 @@ func (t *trusting) trustCA() (*trustReport, error) {
 	if err := put(path, text, 0o644, settings == nil); err != nil {
 		return nil, err
 	}
-	changed := len(settings) > 0 || t.kms.Pin != ""
+	unpinned := t.kms.Pin != ""
+	changed := len(settings) > 0
 	settings = append(settings, config.Setting{Key: "pin"})
 	for _, s := range t.kms.Servers {
-		changed = changed || s.Pin != ""
+		unpinned = unpinned || s.Pin != ""
 		settings = append(settings, config.Setting{Server: s.Address, Key: "pin"})
 	}
-	report := t.reportOf(t.showStatus(changed), certs...)
+	report := t.reportOf(t.showStatus(changed || unpinned), certs...)
+	if unpinned {
+		report.Next = "the pins are gone, since these authorities vouch for the key managers now; " + report.Next
+	}
 	report.Wrote = append(report.Wrote, path)
 	return report, config.Set(t.paths.File, t.alias, settings...)
 }
@@ -121,14 +125,14 @@ func (t *trusting) fingerprints() (all []string, err error) {
 // that were named, or by asking, unless it is pinned already.
 func (t *trusting) confirm(s kek.Server, cert *x509.Certificate, expected []string) error {
 	shown := kek.Fingerprint(cert)
+	if pinned, err := kek.ParseFingerprint(cmp.Or(s.Pin, t.kms.Pin)); err == nil && pinned == shown {
+		return nil
+	}
 	if len(expected) > 0 {
 		if slices.Contains(expected, shown) {
 			return nil
 		}
 		return fmt.Errorf("key manager %s shows %s, which was not named: nothing is pinned for it", s.Address, shown)
-	}
-	if pinned, err := kek.ParseFingerprint(cmp.Or(s.Pin, t.kms.Pin)); err == nil && pinned == shown {
-		return nil
 	}
 	fmt.Fprintf(os.Stderr, "key manager %s shows\n", plainText(s.Address))
 	describe(s.Address, cert).print(os.Stderr)

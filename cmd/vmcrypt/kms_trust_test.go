@@ -271,20 +271,25 @@ func TestTrustByPin(t *testing.T) {
 		t.Error(text)
 	}
 	smallImage(t, h.at("disk.img"))
-	h.ok("encrypt", h.at("disk.img"))
+	if r := h.run("encrypt", h.at("disk.img")); r.code != exitDone || !strings.Contains(r.stderr, "1 of 2") || !strings.Contains(r.stderr, dead) {
+		t.Errorf("no warning of a key that is at one key manager only: %+v", r)
+	}
 	manager.copied().serveKMS("--listen", dead)
 	if text := h.ok("kms", "status", "prod"); !strings.Contains(text, dead+"  untrusted") || !strings.Contains(text, "is not pinned") || !strings.Contains(text, "vmcrypt kms trust prod") {
 		t.Error(text)
 	}
-	if r := h.run("verify", h.at("disk.img")); r.code != exitNoKeyManager || !strings.Contains(r.stdout, dead+"  unreachable") || !strings.Contains(r.stdout, "is not pinned") {
+	if r := h.run("verify", h.at("disk.img")); r.code != exitNoKeyManager || !strings.Contains(r.stderr, "could be asked") || !strings.Contains(r.stdout, dead+"  unreachable") || !strings.Contains(r.stdout, "is not pinned") {
 		t.Errorf("%+v", r)
 	}
 	h.ok("kms", "trust", "prod", "--fingerprint", pin)
 	if text := h.ok("kms", "status", "prod"); strings.Contains(text, "untrusted") || strings.Contains(text, "unreachable") {
 		t.Error(text)
 	}
-	h.ok("kms", "trust", "prod") // nothing to ask
-	h.ok("kms", "trust", "prod", "--ca", filepath.Join(dir, "host2-ca.pem"))
+	h.ok("kms", "trust", "prod")                         // nothing to ask
+	h.ok("kms", "trust", "prod", "--fingerprint", other) // nor to pin
+	if out := h.ok("kms", "trust", "prod", "--ca", filepath.Join(dir, "host2-ca.pem")); !strings.Contains(out, "the pins are gone") {
+		t.Error(out)
+	}
 	if k := h.alias("prod"); k.Servers[0].Pin != "" || k.CA == "" {
 		t.Errorf("%+v", k)
 	}

@@ -113,6 +113,9 @@ func Load(path string) (*Config, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("%s:%d: %w", path, err.line(data), err)
 	}
+	if err := checkWhole(data); err != nil {
+		return nil, fmt.Errorf("%s:%w", path, err)
+	}
 	c.resolve(filepath.Dir(path))
 	return c, nil
 }
@@ -211,6 +214,25 @@ func (c *Config) check() *keyError {
 	return c.checkDatastores()
 }
 
+// checkWhole refuses fractions, which the YAML library cuts: of half a key a second nothing
+// would be left, and that means any number.
+func checkWhole(data []byte) error {
+	var document struct {
+		Aliases map[string]map[string]yaml.Node `yaml:"aliases"`
+	}
+	if err := yaml.Unmarshal(data, &document); err != nil {
+		return fmt.Errorf("1: %w", err) // it was decoded before
+	}
+	for _, alias := range document.Aliases {
+		for _, key := range []string{"maxConnections", "maxRate", "minReplicas"} {
+			if node := alias[key]; node.ShortTag() == "!!float" {
+				return fmt.Errorf("%d: %s: %s is no whole number", node.Line, key, node.Value)
+			}
+		}
+	}
+	return nil
+}
+
 func (c *Config) checkPins(alias string) *keyError {
 	k := c.Aliases[alias]
 	if k.Pin != "" && k.CA != "" {
@@ -304,9 +326,12 @@ func resolveVM(dir, vm string) string {
 	return vm
 }
 
-var unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type .*$`)
+var (
+	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type .*$`)
+	noUnit     = regexp.MustCompile("^line (\\d+): cannot unmarshal !!(?:int|float) `(.*)` into time.Duration$")
+)
 
-// explain turns the YAML library's words into "file:line: unknown key".
+// explain turns the YAML library's words into "file:line: unknown key" and the like.
 func explain(path string, err error) error {
 	var te *yaml.TypeError
 	if !errors.As(err, &te) {
@@ -317,6 +342,9 @@ func explain(path string, err error) error {
 		lines[i] = path + ": " + e
 		if m := unknownKey.FindStringSubmatch(e); m != nil {
 			lines[i] = fmt.Sprintf("%s:%s: unknown key %q", path, m[1], m[2])
+		}
+		if m := noUnit.FindStringSubmatch(e); m != nil {
+			lines[i] = fmt.Sprintf("%s:%s: %s is a time without a unit: want %[3]ss, for instance", path, m[1], m[2])
 		}
 	}
 	return errors.New(strings.Join(lines, "\n"))
