@@ -537,7 +537,7 @@ func TestOpenRefusesLimits(t *testing.T) {
 	less := -time.Second
 	for want, config := range map[string]Config{
 		"timeout": {Timeout: less}, "connectTimeout": {ConnectTimeout: less}, "replicaWait": {ReplicaWait: less},
-		"hedgeAfter": {HedgeAfter: &less}, "maxConnections": {MaxConnections: -1}, "maxRate": {MaxRate: -1}, "minReplicas": {MinReplicas: 2},
+		"hedgeAfter": {HedgeAfter: (*Duration)(&less)}, "maxConnections": {MaxConnections: -1}, "maxRate": {MaxRate: -1}, "minReplicas": {MinReplicas: 2},
 	} {
 		config.Servers = []Server{{Address: "127.0.0.1:5696"}}
 		if _, err := Open("test", config, nil); err == nil || !strings.Contains(err.Error(), want+": ") {

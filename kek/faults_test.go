@@ -171,7 +171,7 @@ func eachWay(t *testing.T, more string, positions []int, test func(r replicas, w
 // TestGetUnderFaults: the next server is asked when one has failed, and after the time
 // limit when it is silent.
 func TestGetUnderFaults(t *testing.T) {
-	eachWay(t, "hedgeAfter: 0s", upTo(2), func(r replicas, w way, position int) {
+	eachWay(t, "hedgeAfter: 0", upTo(2), func(r replicas, w way, position int) {
 		id := r.Replicas.Create(0)
 		r.fail(position, w.fault, kmip14.OperationGet)
 		o := r.get(id)

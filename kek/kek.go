@@ -59,7 +59,7 @@ type Config struct {
 	// HedgeAfter is how long a key manager that is connected may be silent before the next
 	// one of its site is asked, too, for what changes nothing. The default is 2s; with 0,
 	// the next one is asked only after Timeout, as vCenter does.
-	HedgeAfter *time.Duration `yaml:"hedgeAfter"`
+	HedgeAfter *Duration `yaml:"hedgeAfter"`
 	// ReplicaWait is how long a key manager may take to have a key that another one has
 	// made. The default is 30s.
 	ReplicaWait time.Duration `yaml:"replicaWait"`
@@ -74,6 +74,19 @@ type Config struct {
 	MaxRate int `yaml:"maxRate"`
 	// Site is that of this host: the configuration's site.
 	Site string `yaml:"-"`
+}
+
+// Duration is a time with a unit, as in "2s"; or 0, which needs none.
+type Duration time.Duration
+
+// UnmarshalYAML implements the interface of package yaml.
+func (d *Duration) UnmarshalYAML(unmarshal func(any) error) error {
+	var number int
+	if unmarshal(&number) == nil && number == 0 {
+		*d = 0
+		return nil
+	}
+	return unmarshal((*time.Duration)(d))
 }
 
 // The defaults of a Config.
@@ -143,7 +156,7 @@ func Open(alias string, config Config, dial DialFunc) (*Cluster, error) {
 	}
 	c.timeouts = kmipwire.Timeouts{Handshake: c.timeout, Idle: c.timeout, Message: c.timeout}
 	if config.HedgeAfter != nil {
-		c.hedgeAfter = cmp.Or(*config.HedgeAfter, never)
+		c.hedgeAfter = cmp.Or(time.Duration(*config.HedgeAfter), never)
 	}
 	if dial == nil {
 		c.dial = tcp(c.dialTimeout)
@@ -170,7 +183,7 @@ func checkLimits(config Config) error {
 		}
 	}
 	if config.HedgeAfter != nil && *config.HedgeAfter < 0 {
-		return fmt.Errorf("hedgeAfter: %v is less than nothing", *config.HedgeAfter)
+		return fmt.Errorf("hedgeAfter: %v is less than nothing", time.Duration(*config.HedgeAfter))
 	}
 	for key, limit := range map[string]int{"maxConnections": config.MaxConnections, "maxRate": config.MaxRate} {
 		if limit < 0 {

@@ -333,7 +333,7 @@ func TestBadConfiguration(t *testing.T) {
 		"default alias":  {"defaultAlias: x\n", "defaultAlias"},
 		"VM of a server": {"aliases:\n  a:\n    servers: [{address: \"a:1\", vm: web01}]\n", "neither a UUID nor"},
 		"UUID of a VM":   {"aliases:\n  a:\n    servers: [{address: \"a:1\", vm: 564d0b11}]\n", "neither a UUID nor"},
-		"no unit":        {"aliases:\n  a:\n    hedgeAfter: 0\n    servers: [{address: \"a:1\"}]\n", "config.yaml:3: 0 is a time without a unit: want 0s"},
+		"no unit":        {"aliases:\n  a:\n    hedgeAfter: 2\n    servers: [{address: \"a:1\"}]\n", "config.yaml:3: 2 is a time without a unit: want 2s"},
 		"half a key":     {"aliases:\n  a:\n    maxRate: 0.5\n    servers: [{address: \"a:1\"}]\n", "config.yaml:3: maxRate: 0.5 is no whole number"},
 		"engine":         {"engine: fast\n", "engine"},
 	} {
