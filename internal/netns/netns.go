@@ -15,11 +15,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -27,85 +25,84 @@ import (
 	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
-// made counts the namespaces of this process, so that no two have the same name.
-var made atomic.Int32
-
 // Namespace is a network namespace whose only interface is the loopback, until it is
 // connected to others.
 type Namespace struct {
-	name string
-	t    testing.TB
+	net *os.File // what it is as long as nobody is in it
+	t   testing.TB
 }
 
-// New makes a namespace, which goes away with t.
+// New makes a namespace, which goes away with t. It has no name as "ip netns" gives one:
+// that takes a mount, for which a chroot is no place.
 func New(t testing.TB) *Namespace {
 	t.Helper()
 	testtool.Need(t, "ip")
 	if os.Geteuid() != 0 {
 		t.Skip("only root can make network namespaces")
 	}
-	n := &Namespace{name: fmt.Sprintf("vmcrypt-%d-%d", os.Getpid(), made.Add(1)), t: t}
-	if err := run(t, "netns", "add", n.name); err != nil {
+	n := &Namespace{t: t}
+	err := onOwnThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		n.net, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
 		t.Skip("network namespaces cannot be made here: ", err)
 	}
-	t.Cleanup(func() {
-		if err := run(t, "netns", "del", n.name); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { n.net.Close() })
 	n.ip("link", "set", "lo", "up")
 	return n
 }
 
-func run(t testing.TB, args ...string) error {
-	out, err := exec.CommandContext(context.Background(), testtool.Need(t, "ip"), args...).CombinedOutput() //nolint:gosec // the arguments are those of this package
-	if err != nil {
-		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return nil
+// onOwnThread runs f on a thread that ends with it, whatever f does to that.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock
+		done <- f()
+	}()
+	return <-done
 }
+
+// path is where programs find the namespace.
+func (n *Namespace) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.net.Fd()) }
 
 // ip runs the program ip in the namespace.
 func (n *Namespace) ip(args ...string) {
 	n.t.Helper()
-	if err := run(n.t, append([]string{"-n", n.name}, args...)...); err != nil {
-		n.t.Fatal(err)
+	var out []byte
+	var err error
+	n.Do(func() {
+		out, err = exec.CommandContext(context.Background(), testtool.Need(n.t, "ip"), args...).CombinedOutput() //nolint:gosec // the arguments are those of this package
+	})
+	if err != nil {
+		n.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 }
 
-// Do runs f in the namespace: sockets that f itself makes, on this goroutine, are of
-// it. It returns when f does.
+// Do runs f in the namespace: sockets that f itself makes, on this goroutine, and programs
+// that it starts are of it. It returns when f does.
 func (n *Namespace) Do(f func()) {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		err := n.enter()
-		if err == nil {
-			f()
+	err := onOwnThread(func() error {
+		if err := unix.Setns(int(n.net.Fd()), unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("setns", err)
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+		f()
+		return nil
+	})
+	if err != nil {
 		n.t.Error(err)
 	}
 }
 
-// Enter has a command run in the namespace, by "ip netns exec". It is not started yet.
+// Enter has a command run in the namespace. It is not started yet.
 func (n *Namespace) Enter(cmd *exec.Cmd) {
 	n.t.Helper()
-	ip := testtool.Need(n.t, "ip")
-	cmd.Args = append([]string{ip, "netns", "exec", n.name, cmd.Path}, cmd.Args[1:]...)
-	cmd.Path = ip
-}
-
-// enter moves this thread into the namespace.
-func (n *Namespace) enter() error {
-	f, err := os.Open(filepath.Join("/run/netns", n.name))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return os.NewSyscallError("setns", unix.Setns(int(f.Fd()), unix.CLONE_NEWNET))
+	nsenter := testtool.Need(n.t, "nsenter")
+	cmd.Args = append([]string{nsenter, "--net=" + n.path(), "--", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = nsenter
 }
 
 // Dial connects from the namespace to an IP address and port: it is a kek.DialFunc.
@@ -131,7 +128,7 @@ const device = "site"
 // each end knows the other's hardware address, and there is no IPv6.
 func Connect(t testing.TB, a, b *Namespace, addressA, addressB string) *Link {
 	t.Helper()
-	a.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", b.name)
+	a.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", b.path())
 	l := &Link{[2]end{a.attach(addressA), b.attach(addressB)}}
 	l.Mend()
 	return l
