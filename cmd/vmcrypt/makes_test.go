@@ -251,7 +251,7 @@ func (m *makes) checkOthers() {
 		m.isWell(report.Aliases[i], alias)
 		m.ok("kms", "status", alias)
 	}
-	if a := report.Aliases[2]; a.Canary != "" || a.Servers[0].State != "unreachable" || a.Servers[0].Error == "" || a.Servers[0].Canary != "" {
+	if a := report.Aliases[2]; a.Canary != "" || a.Servers[0].State != "unreachable" || a.Servers[0].Error == "" || a.Servers[0].Canary != "unreachable" {
 		m.t.Errorf("%+v", a)
 	}
 
