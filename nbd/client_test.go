@@ -195,6 +195,22 @@ func (c *client) ended() {
 	}
 }
 
+// loses waits for the end of a connection that is past its negotiation.
+func (c *client) loses() {
+	c.t.Helper()
+	for begun := time.Now(); !c.isLost(); time.Sleep(time.Millisecond) {
+		if time.Since(begun) > hang {
+			c.t.Fatal("the connection does not end")
+		}
+	}
+}
+
+func (c *client) isLost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost != nil
+}
+
 func isTimeout(err error) bool {
 	e, ok := err.(net.Error)
 	return ok && e.Timeout()

@@ -282,6 +282,8 @@ func TestLostKeyManager(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(h.dir, "kms")); err != nil {
 		t.Fatal(err)
 	}
+	config := filepath.Join(h.dir, "config.yaml") // at KMIP's usual port, another key manager may serve
+	write(t, config, bytes.ReplaceAll(read(t, config), []byte(":5696"), []byte(":1")))
 	h.fails(exitNoKeyManager, []string{"kms restore"}, "decrypt", path+".enc", "--output", path+".dec")
 	if _, err := os.Stat(filepath.Join(h.dir, "kms")); err == nil {
 		t.Error("decrypt made a key manager")

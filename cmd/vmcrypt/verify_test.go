@@ -167,7 +167,7 @@ type replicated struct {
 }
 
 func newReplicated(t *testing.T) *replicated {
-	r := &replicated{home: newHome(t), datastore: t.TempDir(), gone: freeAddress(t)}
+	r := &replicated{home: newHome(t), datastore: t.TempDir(), gone: "127.0.0.1:1"}
 	r.first, r.second = filepath.Join(r.datastore, "first.img"), filepath.Join(r.datastore, "second.img")
 	for _, path := range []string{r.first, r.second} {
 		smallImage(t, path)
