@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmcrypt/vmcrypt/internal/faultproxy"
 	"github.com/vmcrypt/vmcrypt/internal/netns"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 	"github.com/vmcrypt/vmcrypt/kms"
 )
 
@@ -82,6 +83,7 @@ func TestOwnSiteIsAskedFirst(t *testing.T) {
 // TestHostIsGone: a connection that was kept does not make a host that is gone pass for a key
 // manager that is slow.
 func TestHostIsGone(t *testing.T) {
+	testtool.Long(t)
 	a, b := netns.New(t), netns.New(t)
 	link := netns.Connect(t, a, b, "10.78.0.1/24", "10.78.0.2/24")
 	home := newHome(t)

@@ -19,6 +19,7 @@ import (
 	"github.com/gemalto/kmip-go/kmip14"
 
 	"github.com/vmcrypt/vmcrypt/internal/kmipwire"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 func TestDialFindsTheServer(t *testing.T) {
@@ -197,6 +198,7 @@ func TestCloseFreesTheStore(t *testing.T) {
 // TestSilentClientLosesTheStore: one that never starts TLS can't keep the
 // store from others for long.
 func TestSilentClientLosesTheStore(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel()
 	h := newHome(t)
 	conn, err := h.Dial(t.Context(), "")

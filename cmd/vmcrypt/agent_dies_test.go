@@ -121,6 +121,7 @@ func TestAgentStops(t *testing.T) {
 
 // TestDiskServerDies: the agent, or the next one, starts another on the same sockets.
 func TestDiskServerDies(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel() // it waits a lot
 	h := startHost(t)
 	target := h.vm("web01", "scsi0:0", "scsi0:1")
@@ -268,6 +269,7 @@ func (k *keyManager) connections() int {
 // TestDiskServerDiesWithoutKeyManager: the agent goes on trying, says why, and a lock
 // ends that.
 func TestDiskServerDiesWithoutKeyManager(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel() // it waits a lot
 	h, kms := startHostWithKMS(t)
 	h.vm("web01", "scsi0:0")
@@ -334,6 +336,7 @@ func TestLockNeedsNoKeyManager(t *testing.T) {
 // TestDiskServerOutOfReach: QEMU's user can keep the agent from asking a disk server,
 // and not from ending it.
 func TestDiskServerOutOfReach(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel() // it waits a lot
 	if os.Getuid() != 0 {
 		t.Skip("only root sees where a disk server works")
@@ -365,6 +368,7 @@ func TestDiskServerOutOfReach(t *testing.T) {
 
 // TestForgottenDiskServer: lock ends what nobody knows of any more.
 func TestForgottenDiskServer(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("only root sees where a disk server works")

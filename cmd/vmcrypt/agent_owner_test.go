@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vmcrypt/vmcrypt/agent/api"
+	"github.com/vmcrypt/vmcrypt/internal/testtool"
 )
 
 // TestOwner: what is unlocked for one guest is neither given to nor taken by another,
@@ -52,6 +53,7 @@ func TestOwner(t *testing.T) {
 // TestOwnerOfUnlocked: what was unlocked by hand is a guest's, once nobody else has it
 // open.
 func TestOwnerOfUnlocked(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel()
 	h := startHost(t)
 	vm := h.vm("web01", "scsi0:0")

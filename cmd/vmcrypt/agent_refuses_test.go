@@ -79,6 +79,7 @@ func TestUnlockHonoursQEMU(t *testing.T) {
 
 // TestLockWithClients: a guest's disks are not taken away from it, unless that is said.
 func TestLockWithClients(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel() // it waits a lot
 	h := startHost(t)
 	vm := h.unlock(h.image("disk.img"))
@@ -107,6 +108,7 @@ func TestLockWithClients(t *testing.T) {
 // TestLockIsGivenUp: a lock whose client does not wait for the guest to go takes no
 // disks away from it.
 func TestLockIsGivenUp(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel() // it waits a lot
 	h := startHost(t)
 	vm := h.unlock(h.image("disk.img"))

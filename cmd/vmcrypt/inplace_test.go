@@ -417,6 +417,7 @@ func TestInPlaceInterrupted(t *testing.T) {
 
 // TestInPlaceInterruptedVM: of several disks each is in a state of its own.
 func TestInPlaceInterruptedVM(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel()
 	h := newHome(t)
 	at := vm(t, threeDisks)

@@ -23,6 +23,7 @@ var grubImages = []string{
 }
 
 func TestSampleImagesComeBack(t *testing.T) {
+	testtool.Long(t)
 	t.Parallel()
 	h := newHome(t)
 	dir := t.TempDir()
