@@ -89,24 +89,27 @@ func (e *environment) cluster(alias string) (*kek.Cluster, error) {
 		return nil, fmt.Errorf("%w %q: the configuration has only %s",
 			agent.ErrAlias, alias, strings.Join(e.config.AliasNames(), ", "))
 	}
-	way, dial, err := e.dialer(alias)
+	dial, err := e.dialer(alias)
 	if err != nil {
 		return nil, err
 	}
-	return e.clusters.Get(way+" "+alias, func() (*kek.Cluster, error) { return kek.Open(alias, cfg, dial) })
+	if dial != nil { // no connection is kept to the local key manager
+		return kek.Open(alias, cfg, dial)
+	}
+	return e.clusters.Get(alias, func() (*kek.Cluster, error) { return kek.Open(alias, cfg, nil) })
 }
 
 // dialer says how the key managers of an alias are reached, which can change while the
-// agent runs. A nil DialFunc means TCP.
-func (e *environment) dialer(alias string) (way string, _ kek.DialFunc, _ error) {
+// agent runs; nil means by TCP.
+func (e *environment) dialer(alias string) (kek.DialFunc, error) {
 	if alias == config.LocalAlias && !e.home.Exists() {
-		return "lost", e.dialLost, nil
+		return e.dialLost, nil
 	}
 	local, err := e.isLocal(alias)
 	if err != nil || !local {
-		return "network", nil, err
+		return nil, err
 	}
-	return "local", e.home.Dial, nil
+	return e.home.Dial, nil
 }
 
 // errLost: the local key manager does not answer and is not in its place either.

@@ -78,7 +78,7 @@ func (t *trusting) pin() (*trustReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, dial, err := t.dialer(t.alias)
+	dial, err := t.dialer(t.alias)
 	if err != nil {
 		return nil, err
 	}
